@@ -1,0 +1,1627 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The core: process start, connection handoff, the balancer thread, and counters in shared memory.
+
+Four parts in this order, each with its theory of operation above it. The core knows no object of the Python layer.
+`cdef` functions are `noexcept nogil` and return 0 or -errno; only the outermost `def` turns that into OSError.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcmp, memcpy, memset, strerror
+
+from _linux cimport *
+
+import os
+
+
+cdef object system_error(str call, int error):
+    return OSError(error, f"{call}: {strerror(error).decode()}")
+
+
+cdef uint64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
+cdef uint64_t load(const uint64_t *cell) noexcept nogil:
+    return __atomic_load_n(cell, __ATOMIC_ACQUIRE)
+
+
+cdef void store(uint64_t *cell, uint64_t value) noexcept nogil:
+    __atomic_store_n(cell, value, __ATOMIC_RELEASE)
+
+
+cdef void add(uint64_t *cell, uint64_t value) noexcept nogil:
+    __atomic_fetch_add(cell, value, __ATOMIC_RELEASE)
+
+
+# ---- The shared region -------------------------------------------------------------------------------------------
+#
+# One memfd, mapped by the primary before its first fork and inherited by every worker. It is sealed, so that no
+# process can shrink it under another one's feet. Nothing in it is a lock and nothing in it is a pointer: a process
+# that dies, or that writes rubbish, can spoil numbers, never block or crash another one. Whoever reads a number that
+# another process writes checks it before it acts on it (see `pending`).
+#
+#   offset              what                                                   written by
+#   0                   Header                                                 primary
+#   4096                max_counters x Name                                    whoever names a counter first
+#   header.slots        (2 + max_workers) x slot_size: a Slot, then the slot's max_counters counters
+#                       slot 0: what dead workers have counted                 primary
+#                       slot 1: the primary's own                              primary
+#                       others: one living worker each, reused after it        see Slot
+#
+# Totals stay right while a dead worker's numbers move to slot 0: `folding` is odd for so long (a seqlock), and
+# readers try again. Their tries are bounded, because the one who folds may be killed half-way.
+
+cdef enum:
+    REGION_MAGIC = 0x7073756C63797001
+    REGION_VERSION = 1
+    HEADER_SIZE = 4096
+    NAME_SIZE = 64            # 63 bytes, as api.md section 8 promises, and a NUL
+    CHANNELS_PER_WORKER = 64  # listeners that one worker can have open at a time: eight cache lines of its slot
+    RETIRED_SLOT = 0
+    PRIMARY_SLOT = 1
+    FIRST_WORKER_SLOT = 2
+    FOLD_TRIES = 10000        # a fold takes about a microsecond
+
+cdef struct Header:
+    uint64_t magic
+    uint32_t version
+    uint32_t max_workers
+    uint32_t max_counters
+    uint32_t slot_size
+    uint64_t slots            # offset of the first slot
+    uint64_t size
+    uint64_t pad[3]
+    uint64_t folding          # offset 64
+    uint64_t slots_used       # no slot at or above this has ever been given out
+
+cdef struct Name:
+    uint64_t hash             # 0: free. Set once, by compare-and-swap, and then for ever
+    uint64_t length           # 0: not yet written
+    char text[NAME_SIZE]
+
+cdef struct Slot:
+    # line 0, written by the primary
+    uint64_t id               # the worker's, 0: free (slot 1: the primary)
+    uint64_t pid
+    uint64_t state
+    uint64_t started_at_ns    # of the wall clock
+    uint64_t pad0[4]
+    # line 1, written by the balancer: connections put into the worker's channels and not taken back
+    uint64_t dispatched
+    uint64_t pad1[7]
+    # line 2, written by the worker
+    uint64_t received         # connections taken out of its channels
+    uint64_t direct           # connections accepted from a socket that it shares with others (SCHED_NONE)
+    uint64_t active           # accepted connections still open, as of the last look
+    uint64_t messages_in
+    uint64_t messages_out
+    uint64_t pad2[3]
+    # lines 3 to 10, written by the worker: what it has received from each of its channels, probes included
+    uint64_t consumed[CHANNELS_PER_WORKER]
+
+cdef Header *region = NULL
+# The geometry, out of the reach of whoever writes to the region.
+cdef uint64_t slots_offset = 0
+cdef uint64_t slot_size = 0
+cdef uint32_t max_workers = 0
+cdef uint32_t max_counters = 0
+cdef int region_fd = -1
+cdef Slot *own_slot = NULL        # this process's
+cdef uint64_t *own_counters = NULL
+
+
+cdef Slot *slot_at(uint64_t index) noexcept nogil:
+    return <Slot *>(<char *>region + slots_offset + index * slot_size)
+
+
+cdef uint64_t *counters_of(Slot *slot) noexcept nogil:
+    return <uint64_t *>(<char *>slot + sizeof(Slot))
+
+
+cdef Name *name_at(uint64_t index) noexcept nogil:
+    return <Name *>(<char *>region + HEADER_SIZE) + index
+
+
+cdef void settle_in(uint64_t index) noexcept nogil:
+    global own_slot, own_counters
+    own_slot = slot_at(index)
+    own_counters = counters_of(own_slot)
+
+
+def create_region(uint32_t workers, uint32_t counters):
+    """Create and map the shared region for so many workers and counters. Primary only, once.
+
+    Its memory costs only what is written to.
+
+    Raises:
+      OSError: the system has no memory or no descriptor left.
+    """
+    global region, region_fd, slots_offset, slot_size, max_workers, max_counters
+    if region != NULL:
+        raise RuntimeError("the shared region exists")
+    cdef uint64_t names_end = HEADER_SIZE + counters * <uint64_t>sizeof(Name)
+    cdef uint64_t offset = (names_end + 63) & ~<uint64_t>63
+    cdef uint64_t per_slot = (sizeof(Slot) + 8 * <uint64_t>counters + 63) & ~<uint64_t>63
+    cdef uint64_t size = offset + (FIRST_WORKER_SLOT + workers) * per_slot
+    cdef int fd = memfd_create(b"pycluster", MFD_CLOEXEC | MFD_ALLOW_SEALING)
+    if fd < 0:
+        raise system_error("memfd_create", errno)
+    cdef int error
+    cdef void *mapped
+    if ftruncate(fd, size) < 0 or fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0:
+        error = errno
+        close(fd)
+        raise system_error("sizing the shared region", error)
+    mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    if mapped == MAP_FAILED:
+        error = errno
+        close(fd)
+        raise system_error("mmap", error)
+    region_fd = fd
+    region = <Header *>mapped
+    max_workers = region.max_workers = workers
+    max_counters = region.max_counters = counters
+    slot_size = per_slot
+    region.slot_size = <uint32_t>per_slot
+    slots_offset = region.slots = offset
+    region.size = size
+    region.slots_used = FIRST_WORKER_SLOT
+    region.version = REGION_VERSION
+    store(&region.magic, REGION_MAGIC)
+    settle_in(PRIMARY_SLOT)
+    own_slot.pid = os.getpid()
+    own_slot.started_at_ns = started_now()
+
+
+def close_region_descriptor():
+    """Close the region's descriptor in a forked child, which keeps the mapping."""
+    global region_fd
+    if region_fd >= 0:
+        close(region_fd)
+        region_fd = -1
+
+
+cdef uint64_t started_now():
+    import time
+    return time.time_ns()
+
+
+# ---- Part 1: processes -------------------------------------------------------------------------------------------
+#
+# `fork` is called by the thread that dispatches in the primary. Every signal is blocked around it: a signal that hits
+# the child before it has reset the primary's handlers would run them there. The child unblocks with
+# `restore_signals` once it has. The balancer's mutex is held meanwhile by an at-fork hook (see `lock_balancer`), which
+# covers the user's own os.fork() too.
+#
+# The lifeline is the one thing in a worker that must work even when Python does not: a thread that needs no GIL waits
+# until the primary's end of the control channel closes, gives Python a grace to leave by itself, and ends the process.
+
+cdef enum:
+    THREAD_STACK_SIZE = 262144  # both threads keep a few kB on it; glibc puts its thread-local storage there too
+
+cdef sigset_t mask_before_fork
+cdef int lifeline_fd = -1
+cdef uint64_t lifeline_grace_ns = 0
+cdef uint64_t lifeline_armed = 0
+
+
+cdef int start_thread(pthread_t *thread, void *(*body)(void *) noexcept nogil) noexcept nogil:
+    """Start a thread that no signal is delivered to: Python's handlers belong to its own threads."""
+    cdef pthread_attr_t attributes
+    cdef sigset_t everything, before
+    cdef int error
+    pthread_attr_init(&attributes)
+    pthread_attr_setstacksize(&attributes, THREAD_STACK_SIZE)
+    sigfillset(&everything)
+    pthread_sigmask(SIG_SETMASK, &everything, &before)
+    error = pthread_create(thread, &attributes, body, NULL)
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
+    pthread_attr_destroy(&attributes)
+    return -error
+
+
+def fork():
+    """Fork this process, with Python's own hooks run. The child starts with every signal blocked.
+
+    Returns:
+      `(pid, pidfd)` in the parent, which owns the pidfd; `(0, -1)` in the child.
+
+    Raises:
+      OSError: no child is left behind.
+    """
+    global mask_before_fork
+    cdef sigset_t everything
+    cdef int error, pidfd, status
+    cdef pid_t pid
+    sigfillset(&everything)
+    pthread_sigmask(SIG_SETMASK, &everything, &mask_before_fork)
+    PyOS_BeforeFork()
+    pid = c_fork()
+    if pid == 0:
+        PyOS_AfterFork_Child()
+        return 0, -1
+    error = errno
+    PyOS_AfterFork_Parent()
+    pthread_sigmask(SIG_SETMASK, &mask_before_fork, NULL)
+    if pid < 0:
+        raise system_error("fork", error)
+    # The child cannot be reaped before we wait for it, so its pid cannot be another process's by now.
+    pidfd = <int>syscall(SYS_pidfd_open, pid, 0)
+    if pidfd < 0:
+        error = errno
+        kill(pid, SIGKILL)
+        with nogil:
+            while waitpid(pid, &status, 0) < 0 and errno == EINTR:
+                pass
+        raise system_error("pidfd_open", error)
+    return pid, pidfd
+
+
+def restore_signals():
+    """Unblock the signals in a child of `fork`, once its handlers are its own."""
+    pthread_sigmask(SIG_SETMASK, &mask_before_fork, NULL)
+
+
+def arm_lifeline(int fd, double grace_s):
+    """Watch the control channel `fd` (borrowed): `grace_s` seconds after its peer has closed, exit with status 0."""
+    global lifeline_fd, lifeline_grace_ns
+    cdef pthread_t thread
+    lifeline_fd = fd
+    lifeline_grace_ns = <uint64_t>(grace_s * 1e9)
+    store(&lifeline_armed, 1)
+    cdef int error = start_thread(&thread, watch_lifeline)
+    if error < 0:
+        raise system_error("pthread_create", -error)
+    pthread_detach(thread)
+
+
+def disarm_lifeline():
+    """Call this before an orderly close. The thread ends when the descriptor is shut down."""
+    store(&lifeline_armed, 0)
+
+
+cdef void *watch_lifeline(void *nothing) noexcept nogil:
+    cdef pollfd watched
+    cdef timespec grace
+    watched.fd = lifeline_fd
+    watched.events = POLLRDHUP
+    while poll(&watched, 1, -1) < 0 and errno == EINTR:
+        pass
+    grace.tv_sec = <long>(lifeline_grace_ns // 1000000000)
+    grace.tv_nsec = <long>(lifeline_grace_ns % 1000000000)
+    nanosleep(&grace, NULL)
+    if load(&lifeline_armed):
+        _exit(0)
+    return NULL
+
+
+def create_timer():
+    """A timer's descriptor, close-on-exec, readable once its time has come. The caller's.
+
+    Raises:
+      OSError: no descriptor is left.
+    """
+    cdef int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)
+    if fd < 0:
+        raise system_error("timerfd_create", errno)
+    return fd
+
+
+def set_timer(int fd, double seconds):
+    """Let the timer's descriptor become readable once, in so many seconds from now; at once for 0 or less."""
+    cdef itimerspec when
+    cdef int64_t wait_ns = max(<int64_t>1, <int64_t>(seconds * 1e9))
+    memset(&when, 0, sizeof(when))
+    when.it_value.tv_sec = <long>(wait_ns // 1000000000)
+    when.it_value.tv_nsec = <long>(wait_ns % 1000000000)
+    if timerfd_settime(fd, 0, &when, NULL) < 0:
+        raise system_error("timerfd_settime", errno)
+
+
+# ---- Part 2: handoff ---------------------------------------------------------------------------------------------
+#
+# Per worker and listener one AF_UNIX/SOCK_SEQPACKET pair. One message is one connection: its descriptor as SCM_RIGHTS
+# and the peer's sockaddr as payload, which saves the worker a getpeername. A message of one byte is a probe: it
+# carries nothing, and the worker shows by consuming it that it accepts again (see the balancer).
+#
+# A message whose descriptor does not fit into the receiver's table arrives truncated (MSG_CTRUNC), and the connection
+# is lost. So the receiver looks before it receives: the kernel gives out the lowest free number, so there is room as
+# long as the highest numbers are not in use. That is one fcntl, the cheapest system call that there is, per call.
+#
+# A worker also remembers which of the connections that it accepted are still open, whatever holds them. There is no
+# hook on close: `sweep` asks each remembered descriptor for its peer, and one that is closed, or that is another
+# connection by now, no longer has that peer. A Unix peer has no name; there the socket's cookie serves (at the cost of
+# a system call when it is accepted). All of this runs under the GIL.
+
+cdef enum:
+    PROBE_SIZE = 1
+    RECEIVE_BATCH = 16        # connections per recvmmsg: 16 messages keep the stack frame at 2.5 kB
+    CLOSED_PAUSE_MS = 10      # between two looks at a channel that has ended and is not silenced yet
+    IDENTITY_SIZE = 28        # sizeof(struct sockaddr_in6), the longest address that is compared
+
+cdef union Control:
+    uint64_t align
+    char bytes[24]            # CMSG_SPACE(sizeof(int))
+
+cdef struct Connection:
+    int fd
+    socklen_t length
+    sockaddr_storage peer
+
+cdef struct Opened:
+    uint32_t length           # of identity; 0: nothing is remembered of this descriptor
+    uint8_t identity[IDENTITY_SIZE]
+
+cdef Opened *opened = NULL    # indexed by descriptor
+cdef size_t opened_size = 0
+cdef uint64_t opened_count = 0
+cdef int first_open_wake = -1  # an eventfd (borrowed): something is open again
+cdef char probe_payload[1]
+
+
+cdef int send_connection(int channel, Connection *connection) noexcept nogil:
+    """Send a connection, or a probe when its descriptor is negative."""
+    cdef msghdr message
+    cdef iovec payload
+    cdef Control control
+    cdef cmsghdr *rights
+    memset(&message, 0, sizeof(message))
+    message.msg_iov = &payload
+    message.msg_iovlen = 1
+    if connection.fd < 0:
+        payload.iov_base = probe_payload
+        payload.iov_len = PROBE_SIZE
+    else:
+        payload.iov_base = &connection.peer
+        payload.iov_len = connection.length
+        message.msg_control = &control
+        message.msg_controllen = sizeof(control)
+        rights = CMSG_FIRSTHDR(&message)
+        rights.cmsg_level = SOL_SOCKET
+        rights.cmsg_type = SCM_RIGHTS
+        rights.cmsg_len = CMSG_LEN(sizeof(int))
+        memcpy(CMSG_DATA(rights), &connection.fd, sizeof(int))
+    while sendmsg(channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
+        if errno != EINTR:
+            return -errno
+    return 0
+
+
+cdef void prepare_receive(msghdr *message, iovec *payload, Control *control, Connection *connection) noexcept nogil:
+    memset(message, 0, sizeof(msghdr))
+    payload.iov_base = &connection.peer
+    payload.iov_len = sizeof(connection.peer)
+    message.msg_iov = payload
+    message.msg_iovlen = 1
+    message.msg_control = control
+    message.msg_controllen = sizeof(Control)
+
+
+cdef void read_received(msghdr *message, size_t length, Connection *connection) noexcept nogil:
+    """Set fd to the descriptor, or to -1 where the message brought none (a probe, or a truncated message)."""
+    cdef cmsghdr *rights = CMSG_FIRSTHDR(message)
+    connection.fd = -1
+    connection.length = <socklen_t>length
+    if rights != NULL and rights.cmsg_level == SOL_SOCKET and rights.cmsg_type == SCM_RIGHTS:
+        memcpy(&connection.fd, CMSG_DATA(rights), sizeof(int))
+
+
+cdef ssize_t receive_connection(int channel, Connection *connection, int flags) noexcept nogil:
+    """Receive one message. Returns its length, 0 at the end of the stream, or -errno (EINTR is the caller's)."""
+    cdef msghdr message
+    cdef iovec payload
+    cdef Control control
+    cdef ssize_t length
+    prepare_receive(&message, &payload, &control, connection)
+    length = recvmsg(channel, &message, flags | MSG_CMSG_CLOEXEC)
+    if length < 0:
+        return -errno
+    read_received(&message, length, connection)
+    return length
+
+
+cdef int64_t cached_limit = 0
+
+
+cdef int descriptor_limit() noexcept nogil:
+    """One more than the highest descriptor. Asked for once and at every sweep: hardly any program changes it."""
+    global cached_limit
+    cdef rlimit current
+    if cached_limit == 0:
+        getrlimit(RLIMIT_NOFILE, &current)
+        cached_limit = <int64_t>min(current.rlim_cur, <uint64_t>0x7FFFFFFF)
+    return <int>cached_limit
+
+
+cdef int find_descriptor() noexcept nogil:
+    """Whether one more descriptor is to be had: 0 or -errno."""
+    cdef int spare = fcntl(0, F_DUPFD_CLOEXEC, 0)
+    if spare < 0 and errno == EBADF:  # descriptor 0 is closed, so its number at least is free
+        return 0
+    if spare < 0:
+        return -errno
+    close(spare)
+    return 0
+
+
+cdef object peer_address(Connection *connection):
+    """The peer as the socket module would give it."""
+    cdef char text[64]
+    cdef sockaddr_in *four
+    cdef sockaddr_in6 *six
+    if connection.peer.ss_family == AF_INET:
+        four = <sockaddr_in *>&connection.peer
+        inet_ntop(AF_INET, &four.sin_addr, text, sizeof(text))
+        return text.decode("ascii"), ntohs(four.sin_port)
+    if connection.peer.ss_family == AF_INET6:
+        six = <sockaddr_in6 *>&connection.peer
+        inet_ntop(AF_INET6, &six.sin6_addr, text, sizeof(text))
+        return text.decode("ascii"), ntohs(six.sin6_port), ntohl(six.sin6_flowinfo), six.sin6_scope_id
+    return unix_address(connection)
+
+
+cdef object unix_address(Connection *connection):
+    """A path, an abstract name as bytes, or "" for the common peer without a name; see unix(7)."""
+    cdef size_t size = connection.length - sizeof(connection.peer.ss_family)
+    cdef bytes name = (<char *>&connection.peer + sizeof(connection.peer.ss_family))[:size]
+    return name if name.startswith(b"\0") else os.fsdecode(name.split(b"\0", 1)[0])
+
+
+cdef int identify(int fd, uint8_t *identity) noexcept nogil:
+    """Write what tells this connection from another one into `identity`; returns its length, 0 if fd has none."""
+    cdef sockaddr_storage peer
+    cdef socklen_t length = sizeof(peer)
+    cdef uint64_t cookie = 0
+    if getpeername(fd, <sockaddr *>&peer, &length) < 0:
+        return 0
+    if peer.ss_family == AF_INET or peer.ss_family == AF_INET6:
+        memcpy(identity, &peer, length)
+        return <int>length
+    length = sizeof(cookie)
+    if getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) < 0:
+        return 0
+    memcpy(identity, &cookie, sizeof(cookie))
+    return sizeof(cookie)
+
+
+cdef int remember(int fd, Connection *connection) except -1:
+    """Remember an accepted connection as open. Whatever was remembered of the same number is closed by now."""
+    global opened, opened_size, opened_count
+    cdef uint64_t one = 1
+    cdef size_t size
+    cdef Opened *grown
+    cdef Opened *entry
+    if <size_t>fd >= opened_size:
+        size = max(<size_t>1024, opened_size)
+        while size <= <size_t>fd:
+            size *= 2
+        grown = <Opened *>realloc(opened, size * sizeof(Opened))
+        if grown == NULL:
+            raise MemoryError
+        memset(grown + opened_size, 0, (size - opened_size) * sizeof(Opened))
+        opened = grown
+        opened_size = size
+    entry = opened + fd
+    if entry.length == 0:
+        opened_count += 1
+        if opened_count == 1 and first_open_wake >= 0:
+            write(first_open_wake, &one, sizeof(one))
+    if connection != NULL and connection.peer.ss_family != AF_UNIX and connection.length <= IDENTITY_SIZE:
+        memcpy(entry.identity, &connection.peer, connection.length)
+        entry.length = connection.length
+    else:
+        entry.length = identify(fd, entry.identity)
+        if entry.length == 0:
+            opened_count -= 1
+    store(&own_slot.active, opened_count)
+    return 0
+
+
+def wake_on_first_open(int fd):
+    """Write to the eventfd `fd` when a connection is accepted and none was open: whoever sweeps may sleep till then."""
+    global first_open_wake
+    first_open_wake = fd
+
+
+def accept_direct(int fd):
+    """Accept from a non-blocking socket that is shared with other workers (SCHED_NONE). Worker only.
+
+    The connection is remembered before the GIL is released: whoever drains sees it.
+
+    Returns:
+      `(fd, address)`, as socket.socket._accept does.
+
+    Raises:
+      BlockingIOError, OSError: of accept4(2).
+    """
+    cdef Connection connection
+    while True:
+        connection.length = sizeof(connection.peer)
+        connection.fd = accept4(fd, <sockaddr *>&connection.peer, &connection.length, SOCK_CLOEXEC)
+        if connection.fd >= 0:
+            break
+        if errno != EINTR:
+            raise OSError(errno, strerror(errno).decode())
+        PyErr_CheckSignals()
+    add(&own_slot.direct, 1)
+    remember(connection.fd, &connection)
+    return connection.fd, peer_address(&connection)
+
+
+def undelivered():
+    """How many connections have been handed to this worker, not taken back, and not been received. Worker only.
+
+    One that a thread has received without the GIL, and not remembered yet, counts as not received.
+    """
+    return max(<int64_t>0, <int64_t>(load(&own_slot.dispatched) - load(&own_slot.received)))
+
+
+def sweep():
+    """Forget the accepted connections that are closed. Worker only.
+
+    Returns:
+      How many are still open, whatever holds them. One system call for each that was open at the last look.
+    """
+    global cached_limit, opened_count
+    cached_limit = 0
+    cdef size_t fd
+    cdef uint64_t left = opened_count
+    cdef uint64_t still_open = 0
+    cdef uint8_t identity[128]
+    cdef Opened *entry
+    for fd in range(opened_size):
+        if left == 0:
+            break
+        entry = opened + fd
+        if entry.length == 0:
+            continue
+        left -= 1
+        if identify(<int>fd, identity) == <int>entry.length and memcmp(identity, entry.identity, entry.length) == 0:
+            still_open += 1
+        else:
+            entry.length = 0
+    opened_count = still_open
+    store(&own_slot.active, still_open)
+    return still_open
+
+
+cdef class Receiver:
+    """The worker's end of one handoff channel. It borrows the descriptor; `fileno` may change by dup2."""
+
+    cdef int fd
+    cdef uint64_t *consumed
+
+    def __init__(self, int fd, uint32_t cell):
+        """`cell` is the number that the primary's HandoffChannel has."""
+        if cell >= CHANNELS_PER_WORKER:
+            raise ValueError(f"cell {cell} is not below {CHANNELS_PER_WORKER}")
+        self.fd = fd
+        self.consumed = &own_slot.consumed[cell]
+
+    cdef int room_for(self, int wanted) except -1:
+        """How many descriptors can be received, `wanted` or 1.
+
+        Raises:
+          OSError: EMFILE, as of accept, before a connection is lost for want of a descriptor.
+        """
+        cdef int error
+        if fcntl(descriptor_limit() - wanted, F_GETFD) < 0 and errno == EBADF:
+            return wanted
+        error = find_descriptor()
+        if error < 0:
+            raise OSError(-error, strerror(-error).decode())
+        return 1
+
+    cdef object take(self, Connection *connection):
+        add(&own_slot.received, 1)
+        remember(connection.fd, connection)
+        return connection.fd, peer_address(connection)
+
+    def accept(self, timeout):
+        """Take the next connection out of the channel.
+
+        Args:
+          timeout: None to wait, 0 not to wait, else how many seconds to wait at most (as socket.gettimeout gives it).
+
+        Returns:
+          `(fd, address)`, as socket.socket._accept does. The descriptor is blocking, close-on-exec, and the caller's.
+
+        Raises:
+          BlockingIOError, TimeoutError, OSError: as accept(2) would; a connection stays in the channel then.
+        """
+        cdef Connection connection
+        cdef ssize_t length
+        cdef pollfd watched
+        cdef int ready, wait_ms
+        cdef int flags = 0 if timeout is None else MSG_DONTWAIT
+        cdef uint64_t deadline = now_ns() + <uint64_t>(<double>timeout * 1e9) if timeout else 0
+        while True:
+            self.room_for(1)
+            if timeout:
+                watched.fd = self.fd
+                watched.events = POLLIN
+                while True:
+                    wait_ms = <int>((max(deadline, now_ns()) - now_ns() + 999999) // 1000000)
+                    with nogil:
+                        ready = poll(&watched, 1, wait_ms)
+                    if ready > 0:
+                        break
+                    if ready == 0:
+                        raise TimeoutError("timed out")
+                    if errno != EINTR:
+                        raise system_error("poll", errno)
+                    PyErr_CheckSignals()
+            if flags:
+                length = receive_connection(self.fd, &connection, flags)
+            else:
+                with nogil:
+                    length = receive_connection(self.fd, &connection, flags)
+            if length > PROBE_SIZE:
+                add(self.consumed, 1)
+                if connection.fd >= 0:
+                    return self.take(&connection)
+                add(&own_slot.received, 1)
+                continue  # truncated: the limit was lowered behind our back, and the connection is gone
+            if length == PROBE_SIZE:
+                add(self.consumed, 1)
+            elif length == 0:
+                # The primary has closed the channel, or is gone: this descriptor is about to be silenced. Till then be
+                # as quiet as if nothing came.
+                if flags and not timeout:
+                    raise BlockingIOError(EAGAIN, strerror(EAGAIN).decode())
+                with nogil:
+                    poll(NULL, 0, CLOSED_PAUSE_MS)
+                PyErr_CheckSignals()
+                if timeout and now_ns() >= deadline:
+                    raise TimeoutError("timed out")
+            elif length == -EINTR:
+                PyErr_CheckSignals()
+            elif length != -EAGAIN or not timeout:
+                raise OSError(<int>-length, strerror(<int>-length).decode())
+
+    def accept_many(self):
+        """Take all the connections that one system call brings, without waiting.
+
+        Returns:
+          A list of `(fd, address)`, empty when none waits; whether more may wait is not said.
+        """
+        cdef mmsghdr messages[RECEIVE_BATCH]
+        cdef iovec payloads[RECEIVE_BATCH]
+        cdef Control controls[RECEIVE_BATCH]
+        cdef Connection connections[RECEIVE_BATCH]
+        cdef int count, i
+        cdef int batch = self.room_for(RECEIVE_BATCH)
+        for i in range(batch):
+            prepare_receive(&messages[i].msg_hdr, &payloads[i], &controls[i], &connections[i])
+        count = recvmmsg(self.fd, messages, batch, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, NULL)
+        if count < 0:
+            if errno == EAGAIN or errno == EINTR:
+                return []
+            raise OSError(errno, strerror(errno).decode())
+        taken = []
+        for i in range(count):
+            if messages[i].msg_len == 0:
+                break  # end of the stream
+            add(self.consumed, 1)
+            read_received(&messages[i].msg_hdr, messages[i].msg_len, &connections[i])
+            if connections[i].fd >= 0:
+                taken.append(self.take(&connections[i]))
+            elif connections[i].length > PROBE_SIZE:
+                add(&own_slot.received, 1)
+        return taken
+
+
+# ---- Part 3: the balancer ----------------------------------------------------------------------------------------
+#
+# One thread in the primary, without the GIL, with one epoll over the listening sockets and an eventfd. Python code
+# changes the tables under `balancer.mutex`, taken with the GIL released, and writes to the eventfd. The thread holds
+# the mutex while it works on one wake-up, never while it sleeps, so nothing that it holds in transit is missed by an
+# at-fork hook. Per connection it makes accept4, sendmsg and close, and allocates nothing.
+#
+# A channel is on one of its listener's rings:
+#   ready    the head gets the next connection and moves to the tail: round robin, O(1)
+#   waiting  full: `max_pending` sent and not yet consumed; it comes back with the next tick that finds fewer
+#   stuck    out of the rotation, see below
+#   orphans  its worker is gone or is leaving; what lies in it is placed before anything new is accepted
+# If no channel is ready, nothing is accepted: the listening socket is disarmed, and the kernel's backlog holds what
+# comes.
+#
+# pending = sent - consumed: `sent` is the balancer's own, `consumed` the worker writes in shared memory, so a worker
+# that accepts costs the primary nothing, not even a wake-up. In exchange the thread ticks while anything is pending:
+# after a millisecond, and twice as long each time that nothing has changed, up to TICK_MAX_MS.
+#
+# Stuck: nothing consumed for TAKE_BACK_NS while something is pending. If another worker is idle, the oldest connection
+# moves there (the primary holds a duplicate of the receiving end, and receives from it), and the stuck channel leaves
+# the rotation until its worker consumes something; when it has been emptied, a probe is left in it for that. If no
+# worker is idle for twice as long, a connection moves to one that at least makes progress. TAKE_BACK_NS is long
+# enough for a runnable worker to get its time slice: moving its connections would only make the shares uneven.
+#
+# When the system is out of descriptors or memory, the listener rests for BACK_OFF_NS.
+#
+# The thread runs under SCHED_BATCH: when it wakes it does not preempt a worker. On a busy machine it so gets its time
+# when a slice ends, and finds several connections, which cost little more than one; on an idle core it runs at once.
+# Measured with bench/balance.py's asyncio echo on 2 cores, in one run of 9 interleaved rounds against plain processes
+# on one listening socket: 1.00 with 2 workers and 1.21 with 8, and 0.90 and 1.10 without it. A sleep of 100 us after
+# each wake-up under load instead brought nothing, and on top of it nothing more.
+
+cdef enum:
+    BATCH = 64                # connections accepted per listener and wake-up, so that one port cannot starve another
+    TICK_MAX_MS = 64
+    TICK_NS = 1000000
+    TAKE_BACK_NS = 20000000
+    BACK_OFF_NS = 20000000
+    READY = 0
+    WAITING = 1
+    STUCK = 2
+
+cdef struct Link:
+    Link *next
+    Link *previous
+
+cdef struct Channel:
+    Link link                 # first, so that a Link is a Channel
+    ListenerState *listener
+    int send_fd
+    int receive_fd
+    Slot *slot
+    uint32_t cell
+    int place                 # the ring that it is on: READY, WAITING, STUCK; an orphan's says nothing
+    uint64_t sent             # on the scale of slot.consumed[cell]
+    uint64_t seen             # consumed, at the last look
+    uint64_t since_ns         # when it last made progress, or got something to make progress with
+
+cdef struct ListenerState:
+    Link ready
+    Link waiting
+    Link stuck
+    Link orphans
+    ListenerState *next
+    int fd
+    bint armed
+    bint closed
+    uint64_t rests_until_ns
+    Connection held           # taken, but nobody had room: it goes first. fd is -1 when there is none
+
+cdef struct Balancer:
+    pthread_mutex_t mutex
+    pthread_t thread
+    bint running
+    bint stopping
+    bint watching             # something is pending, stuck or resting: tick
+    int epoll
+    int wake
+    uint64_t now_ns
+    uint64_t ticked_ns
+    int tick_ms
+    uint64_t max_pending
+    ListenerState *listeners
+    Link detached             # channels that outlive their listener: their workers still take what lies in them
+    ListenerState *closed     # freed by the thread, which may have events of them in hand
+    # figures
+    uint64_t wakeups
+    uint64_t accept_failures
+    uint64_t taken_back
+    uint64_t lost
+
+cdef Balancer balancer
+memset(&balancer, 0, sizeof(balancer))
+balancer.epoll = -1
+balancer.wake = -1
+pthread_mutex_init(&balancer.mutex, NULL)
+ring_init(&balancer.detached)
+
+
+cdef void ring_init(Link *ring) noexcept nogil:
+    ring.next = ring.previous = ring
+
+
+cdef void ring_append(Link *ring, Link *link) noexcept nogil:
+    link.previous = ring.previous
+    link.next = ring
+    ring.previous.next = link
+    ring.previous = link
+
+
+cdef void ring_remove(Link *link) noexcept nogil:
+    link.previous.next = link.next
+    link.next.previous = link.previous
+    link.next = link.previous = link
+
+
+cdef uint64_t pending(Channel *channel) noexcept nogil:
+    """What the worker has not consumed. The worker may have written anything: no answer here can harm more than it."""
+    cdef uint64_t consumed = load(&channel.slot.consumed[channel.cell])
+    return channel.sent - consumed if channel.sent - consumed <= channel.sent else 0
+
+
+cdef void arm(ListenerState *listener, bint armed) noexcept nogil:
+    cdef epoll_event event
+    if listener.armed != armed and not listener.closed:
+        event.events = EPOLLIN if armed else 0
+        event.data.u64 = <uint64_t>listener
+        epoll_ctl(balancer.epoll, EPOLL_CTL_MOD, listener.fd, &event)
+        listener.armed = armed
+
+
+cdef void rest(ListenerState *listener) noexcept nogil:
+    balancer.accept_failures += 1
+    balancer.watching = True
+    listener.rests_until_ns = balancer.now_ns + BACK_OFF_NS
+    arm(listener, False)
+
+
+cdef void free_channel(Channel *channel) noexcept nogil:
+    ring_remove(&channel.link)
+    close(channel.send_fd)
+    close(channel.receive_fd)
+    free(channel)
+
+
+cdef void move(Channel *channel, int place) noexcept nogil:
+    """Put a channel at the end of a ring of its listener."""
+    cdef ListenerState *listener = channel.listener
+    channel.place = place
+    ring_remove(&channel.link)
+    if place == READY:
+        ring_append(&listener.ready, &channel.link)
+    elif place == WAITING:
+        ring_append(&listener.waiting, &channel.link)
+    else:
+        ring_append(&listener.stuck, &channel.link)
+
+
+cdef Channel *next_channel(ListenerState *listener) noexcept nogil:
+    """The channel whose turn it is, or NULL when none has room."""
+    cdef Channel *channel
+    while listener.ready.next != &listener.ready:
+        channel = <Channel *>listener.ready.next
+        if pending(channel) < balancer.max_pending:
+            return channel
+        move(channel, WAITING)
+    return NULL
+
+
+cdef int take_back(Channel *channel, Connection *connection) noexcept nogil:
+    """Receive what the worker has not: the oldest connection. Returns 0 or -errno, -EAGAIN when nothing is left."""
+    cdef int error
+    cdef ssize_t length
+    while True:
+        error = find_descriptor()
+        if error < 0:
+            return error
+        length = receive_connection(channel.receive_fd, connection, MSG_DONTWAIT)
+        if length == -EINTR:
+            continue
+        if length <= 0:
+            return -EAGAIN if length == 0 else <int>length
+        channel.sent -= 1
+        if length == PROBE_SIZE:
+            continue
+        if channel.slot != NULL:
+            add(&channel.slot.dispatched, <uint64_t>-1)
+        if connection.fd >= 0:
+            balancer.taken_back += 1
+            return 0
+        balancer.lost += 1
+
+
+cdef int next_connection(ListenerState *listener, Connection *connection) noexcept nogil:
+    """What waits the longest: held, orphaned, or new. Returns 0 or -errno, -EAGAIN when nothing waits."""
+    cdef int error
+    if listener.held.fd >= 0:
+        connection[0] = listener.held
+        listener.held.fd = -1
+        return 0
+    while listener.orphans.next != &listener.orphans:
+        error = take_back(<Channel *>listener.orphans.next, connection)
+        if error != -EAGAIN:
+            return error
+        free_channel(<Channel *>listener.orphans.next)
+    if listener.closed:
+        return -EAGAIN
+    while True:
+        connection.length = sizeof(connection.peer)
+        # Blocking, as accept(2) gives it: a server that wants it otherwise says so, with or without us.
+        connection.fd = accept4(listener.fd, <sockaddr *>&connection.peer, &connection.length, SOCK_CLOEXEC)
+        if connection.fd >= 0:
+            return 0
+        if errno != EINTR and errno != ECONNABORTED and errno != EPROTO:
+            return -errno
+
+
+cdef int deliver(Channel *channel, Connection *connection) noexcept nogil:
+    """Put a connection into a channel and close ours. Returns 0, or -errno with the connection still ours."""
+    cdef int error
+    # Before it can be received, so that a worker never has received more than it was given.
+    add(&channel.slot.dispatched, 1)
+    error = send_connection(channel.send_fd, connection)
+    if error < 0:
+        add(&channel.slot.dispatched, <uint64_t>-1)
+        return error
+    close(connection.fd)
+    if pending(channel) == 0:
+        channel.since_ns = balancer.now_ns
+    channel.sent += 1
+    balancer.watching = True
+    balancer.tick_ms = 1
+    return 0
+
+
+cdef void serve(ListenerState *listener) noexcept nogil:
+    """Hand over what waits on this listener until nothing does, nobody has room, or the batch is done."""
+    cdef Connection connection
+    cdef Channel *channel
+    cdef int error
+    cdef int _i
+    for _i in range(BATCH):
+        channel = next_channel(listener)
+        if channel == NULL:
+            arm(listener, False)
+            return
+        error = next_connection(listener, &connection)
+        if error == -EAGAIN:
+            return
+        if error < 0:
+            rest(listener)
+            return
+        error = deliver(channel, &connection)
+        if error < 0:
+            # Its socket's buffer is full, or too many descriptors are in flight (ETOOMANYREFS): either passes.
+            listener.held = connection
+            rest(listener)
+            return
+        move(channel, READY)
+
+
+cdef Channel *find_relief(Channel *stuck, bint urgent) noexcept nogil:
+    """Another ready channel, whose worker is idle or, if it is urgent, at least makes progress."""
+    cdef Link *ring = &stuck.listener.ready
+    cdef Link *link = ring.next
+    cdef Channel *channel
+    cdef uint64_t left
+    while link != ring:
+        channel = <Channel *>link
+        left = pending(channel)
+        if channel != stuck and (left == 0 or (urgent and left < balancer.max_pending
+                                               and balancer.now_ns - channel.since_ns < TAKE_BACK_NS)):
+            return channel
+        link = link.next
+    return NULL
+
+
+cdef bint relieve(Channel *stuck) noexcept nogil:
+    """Move the oldest connection of a stuck channel to a better one. Returns whether one has moved."""
+    cdef ListenerState *listener = stuck.listener
+    cdef Connection connection
+    cdef Channel *relief
+    if listener.held.fd >= 0:
+        return False
+    relief = find_relief(stuck, balancer.now_ns - stuck.since_ns >= 2 * TAKE_BACK_NS)
+    if relief == NULL or take_back(stuck, &connection) < 0:
+        return False
+    if stuck.place != STUCK:
+        move(stuck, STUCK)
+    if deliver(relief, &connection) < 0:
+        listener.held = connection
+        return False
+    return True
+
+
+cdef bint look_after(Channel *channel) noexcept nogil:
+    """One channel's share of a tick. Returns whether it wants another tick."""
+    cdef Connection probe
+    cdef uint64_t consumed = load(&channel.slot.consumed[channel.cell])
+    cdef uint64_t left = pending(channel)
+    cdef bint moves = consumed != channel.seen
+    if moves:
+        channel.seen = consumed
+        channel.since_ns = balancer.now_ns
+        balancer.tick_ms = 1
+    elif left > 0 and balancer.now_ns - channel.since_ns >= TAKE_BACK_NS:
+        while left > 0 and relieve(channel):
+            left = pending(channel)
+    if channel.place == STUCK and not moves:
+        if left == 0:
+            probe.fd = -1
+            if send_connection(channel.send_fd, &probe) == 0:
+                channel.sent += 1
+        return True
+    if channel.place != READY and left < balancer.max_pending:
+        move(channel, READY)
+    return left > 0
+
+
+cdef bint look_after_all(Link *ring) noexcept nogil:
+    cdef Link *link = ring.next
+    cdef Link *following
+    cdef bint wanted = False
+    while link != ring:
+        following = link.next  # looking after a channel moves no other one
+        wanted |= look_after(<Channel *>link)
+        link = following
+    return wanted
+
+
+cdef void tick() noexcept nogil:
+    """Look at every channel and listener: what has been consumed, who is stuck, who may go on."""
+    cdef ListenerState *listener = balancer.listeners
+    cdef bint wanted = False
+    balancer.ticked_ns = balancer.now_ns
+    balancer.watching = False
+    balancer.tick_ms = min(2 * balancer.tick_ms, TICK_MAX_MS)
+    while listener != NULL:
+        wanted |= look_after_all(&listener.ready)
+        wanted |= look_after_all(&listener.waiting)
+        wanted |= look_after_all(&listener.stuck)
+        if balancer.now_ns < listener.rests_until_ns:
+            wanted = True
+        elif next_channel(listener) != NULL:
+            arm(listener, True)
+            if listener.held.fd >= 0 or listener.orphans.next != &listener.orphans:
+                serve(listener)
+        listener = listener.next
+    balancer.watching |= wanted
+
+
+cdef void free_closed_listeners() noexcept nogil:
+    cdef ListenerState *listener
+    while balancer.closed != NULL:
+        listener = balancer.closed
+        balancer.closed = listener.next
+        free(listener)
+
+
+cdef void *balance(void *nothing) noexcept nogil:
+    """The balancer thread."""
+    cdef epoll_event events[BATCH]
+    cdef ListenerState *listener
+    cdef uint64_t signals
+    cdef int count, i
+    cdef bint changed
+    prctl(PR_SET_NAME, <unsigned long><const char *>b"pycluster-bal", 0, 0, 0)
+    cdef sched_param priority
+    priority.sched_priority = 0
+    sched_setscheduler(0, SCHED_BATCH, &priority)
+    while True:
+        count = epoll_wait(balancer.epoll, events, BATCH, balancer.tick_ms if balancer.watching else -1)
+        pthread_mutex_lock(&balancer.mutex)
+        if balancer.stopping:
+            pthread_mutex_unlock(&balancer.mutex)
+            return NULL
+        balancer.now_ns = now_ns()
+        balancer.wakeups += 1
+        changed = False
+        for i in range(count):
+            listener = <ListenerState *>events[i].data.u64
+            if listener == NULL:
+                changed = True
+                read(balancer.wake, &signals, sizeof(signals))
+            elif listener.armed and not listener.closed:
+                serve(listener)
+        if changed or (balancer.watching
+                       and balancer.now_ns - balancer.ticked_ns >= <uint64_t>balancer.tick_ms * TICK_NS):
+            tick()
+        free_closed_listeners()
+        pthread_mutex_unlock(&balancer.mutex)
+
+
+cdef void lock() noexcept nogil:
+    pthread_mutex_lock(&balancer.mutex)
+
+
+cdef void unlock() noexcept nogil:
+    pthread_mutex_unlock(&balancer.mutex)
+
+
+cdef void wake_balancer() noexcept nogil:
+    cdef uint64_t one = 1
+    write(balancer.wake, &one, sizeof(one))  # an eventfd takes it, or is readable already
+
+
+def start_balancer(uint64_t max_pending):
+    """Start the balancer thread. Primary only. `max_pending` is per worker and listener, from now on.
+
+    Raises:
+      OSError: nothing has been started.
+    """
+    cdef epoll_event event
+    cdef int error
+    balancer.max_pending = max_pending
+    if balancer.running:
+        return
+    balancer.epoll = epoll_create1(EPOLL_CLOEXEC)
+    balancer.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+    event.events = EPOLLIN
+    event.data.u64 = 0
+    if balancer.epoll < 0 or balancer.wake < 0 or epoll_ctl(balancer.epoll, EPOLL_CTL_ADD, balancer.wake, &event) < 0:
+        error = -errno
+    else:
+        balancer.stopping = False
+        balancer.watching = False
+        balancer.tick_ms = 1
+        error = start_thread(&balancer.thread, balance)
+    if error < 0:
+        close_balancer_descriptors()
+        raise system_error("starting the balancer", -error)
+    balancer.running = True
+
+
+cdef void close_balancer_descriptors() noexcept nogil:
+    if balancer.epoll >= 0:
+        close(balancer.epoll)
+    if balancer.wake >= 0:
+        close(balancer.wake)
+    balancer.epoll = balancer.wake = -1
+
+
+def stop_balancer():
+    """End the balancer thread and wait for it. Every Listener has been closed before."""
+    if not balancer.running:
+        return
+    with nogil:
+        lock()
+        balancer.stopping = True
+        unlock()
+        wake_balancer()
+        pthread_join(balancer.thread, NULL)
+        free_closed_listeners()
+        close_balancer_descriptors()
+    balancer.running = False
+
+
+def lock_balancer():
+    """Before a fork: no child may start with a copy of the mutex locked, or with a connection in transit."""
+    with nogil:
+        lock()
+
+
+def unlock_balancer():
+    """After a fork, in the parent."""
+    unlock()
+
+
+def abandon_balancer():
+    """After a fork, in the child: close the copies of the balancer's descriptors. Its thread was not copied."""
+    cdef ListenerState *listener = balancer.listeners
+    while listener != NULL:
+        abandon_ring(&listener.ready)
+        abandon_ring(&listener.waiting)
+        abandon_ring(&listener.stuck)
+        abandon_ring(&listener.orphans)
+        if listener.held.fd >= 0:
+            close(listener.held.fd)
+        listener = listener.next
+    abandon_ring(&balancer.detached)
+    ring_init(&balancer.detached)
+    close_balancer_descriptors()
+    balancer.listeners = balancer.closed = NULL
+    balancer.running = False
+    pthread_mutex_init(&balancer.mutex, NULL)
+
+
+cdef void abandon_ring(Link *ring) noexcept nogil:
+    cdef Link *link = ring.next
+    while link != ring:
+        close((<Channel *>link).send_fd)
+        close((<Channel *>link).receive_fd)
+        link = link.next
+
+
+def balancer_figures():
+    """What the balancer has done: wake-ups, failures to accept, connections taken back and lost."""
+    with nogil:
+        lock()
+    figures = {
+        "wakeups": balancer.wakeups,
+        "accept_failures": balancer.accept_failures,
+        "taken_back": balancer.taken_back,
+        "lost": balancer.lost,
+    }
+    unlock()
+    return figures
+
+
+cdef class Listener:
+    """A listening descriptor (borrowed) whose connections the balancer hands to the listener's channels."""
+
+    cdef ListenerState *state
+
+    def __init__(self, int fd):
+        """`fd` listens already, and is non-blocking. The balancer has been started.
+
+        Raises:
+          OSError: nothing has been changed.
+        """
+        cdef epoll_event event
+        cdef int error = 0
+        cdef ListenerState *state = <ListenerState *>calloc(1, sizeof(ListenerState))
+        if state == NULL:
+            raise MemoryError
+        ring_init(&state.ready)
+        ring_init(&state.waiting)
+        ring_init(&state.stuck)
+        ring_init(&state.orphans)
+        state.fd = fd
+        state.held.fd = -1
+        event.events = 0
+        event.data.u64 = <uint64_t>state
+        with nogil:
+            lock()
+            if epoll_ctl(balancer.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+                error = errno
+            else:
+                state.next = balancer.listeners
+                balancer.listeners = state
+            unlock()
+        if error:
+            free(state)
+            raise system_error("epoll_ctl", error)
+        self.state = state
+
+    def add_channel(self, uint32_t slot):
+        """Open a channel to the worker that has `slot`; from now on it gets its share of the connections.
+
+        Raises:
+          OSError: EMFILE when the worker has CHANNELS_PER_WORKER listeners open, or the process no descriptor left.
+        """
+        return HandoffChannel(self, slot)
+
+    def close(self):
+        """Stop accepting; what the kernel has accepted by now still goes to the channels, whether full or not.
+
+        The channels stay usable by their workers. The caller closes the descriptor after this.
+        """
+        cdef ListenerState *state = self.state
+        cdef ListenerState **place = &balancer.listeners
+        if state == NULL:
+            return
+        self.state = NULL
+        with nogil:
+            lock()
+            balancer.now_ns = now_ns()
+            empty_backlog(state)
+            epoll_ctl(balancer.epoll, EPOLL_CTL_DEL, state.fd, NULL)
+            while state.orphans.next != &state.orphans:
+                disown(<Channel *>state.orphans.next)
+                free_channel(<Channel *>state.orphans.next)
+            if state.held.fd >= 0:
+                close(state.held.fd)
+            detach_all(&state.ready)
+            detach_all(&state.waiting)
+            detach_all(&state.stuck)
+            while place[0] != state:
+                place = &place[0].next
+            place[0] = state.next
+            state.closed = True
+            state.next = balancer.closed
+            balancer.closed = state
+            unlock()
+            wake_balancer()
+
+
+cdef void empty_backlog(ListenerState *listener) noexcept nogil:
+    """Hand over all that waits, in turn, full or not, as long as the channels' sockets take it."""
+    cdef Connection connection
+    cdef Link *link
+    while listener.stuck.next != &listener.stuck:
+        move(<Channel *>listener.stuck.next, WAITING)
+    while listener.waiting.next != &listener.waiting:
+        move(<Channel *>listener.waiting.next, READY)
+    while listener.ready.next != &listener.ready and next_connection(listener, &connection) == 0:
+        link = listener.ready.next
+        while link != &listener.ready and deliver(<Channel *>link, &connection) < 0:
+            link = link.next
+        if link == &listener.ready:
+            close(connection.fd)
+            balancer.lost += 1
+            return
+        move(<Channel *>link, READY)
+
+
+cdef void detach_all(Link *ring) noexcept nogil:
+    cdef Link *link
+    while ring.next != ring:
+        link = ring.next
+        (<Channel *>link).listener = NULL
+        ring_remove(link)
+        ring_append(&balancer.detached, link)
+
+
+cdef class HandoffChannel:
+    """The primary's side of one channel: where the balancer sends, and its duplicate of where the worker receives."""
+
+    cdef Channel *state
+    cdef readonly int receiver
+    cdef readonly uint32_t cell
+    cdef uint32_t slot
+
+    def __init__(self, Listener listener, uint32_t slot):
+        cdef int fds[2]
+        cdef Channel *state
+        cdef int cell = free_cell(slot)
+        if cell < 0:
+            raise system_error(f"a worker can have {CHANNELS_PER_WORKER} listeners open", EMFILE)
+        state = <Channel *>calloc(1, sizeof(Channel))
+        if state == NULL:
+            raise MemoryError
+        if socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0:
+            free(state)
+            raise system_error("socketpair", errno)
+        cells_in_use[slot] |= <uint64_t>1 << cell
+        state.send_fd = fds[0]
+        state.receive_fd = self.receiver = fds[1]
+        state.slot = slot_at(slot)
+        state.cell = self.cell = cell
+        state.sent = state.seen = load(&state.slot.consumed[cell])
+        self.slot = slot
+        self.state = state
+        with nogil:
+            lock()
+            state.listener = listener.state
+            state.since_ns = now_ns()
+            ring_append(&listener.state.ready, &state.link)
+            unlock()
+            wake_balancer()
+
+    def close(self):
+        """Close the channel; what its worker has not taken goes to another one while the listener is open."""
+        cdef Channel *state = self.state
+        if state == NULL:
+            return
+        with nogil:
+            lock()
+            if state.listener == NULL:
+                free_channel(state)
+            else:
+                ring_remove(&state.link)
+                ring_append(&state.listener.orphans, &state.link)
+                balancer.watching = True
+            unlock()
+            wake_balancer()
+        self.state = NULL
+        cells_in_use[self.slot] &= ~(<uint64_t>1 << self.cell)
+
+
+# The primary's own notes: a bit per cell of each slot, and which slots are given out.
+cdef uint64_t *cells_in_use = NULL
+cdef uint8_t *slot_in_use = NULL
+
+
+cdef int free_cell(uint32_t slot) noexcept nogil:
+    cdef int cell
+    for cell in range(CHANNELS_PER_WORKER):
+        if not cells_in_use[slot] >> cell & 1:
+            return cell
+    return -1
+
+
+# ---- Part 4: slots and counters ----------------------------------------------------------------------------------
+#
+# A counter is a number in every slot, at the same index; each process adds to its own slot, so an add is one atomic
+# instruction on a cache line that no other process writes. A total is the sum over the slots, taken by the reader.
+# The index of a name is found or claimed by compare-and-swap on the name's hash, in the order of the table, by any
+# process: no lock, so nobody can die holding one. Two names of the same 64-bit hash would be told apart by their text.
+#
+# Slots are given out and taken back by the primary's dispatching thread. The number of a dead worker is the sum's
+# alone: it moves to slot 0 (see the region's theory of operation for how readers keep their totals right meanwhile).
+
+
+def acquire_slot(uint64_t worker_id):
+    """Give a slot to a new worker. Primary only. Returns its index.
+
+    Raises:
+      RuntimeError: all are in use; the caller has counted its workers before.
+    """
+    global cells_in_use, slot_in_use
+    cdef uint32_t index
+    cdef Slot *slot
+    if slot_in_use == NULL:
+        cells_in_use = <uint64_t *>calloc(FIRST_WORKER_SLOT + max_workers, sizeof(uint64_t))
+        slot_in_use = <uint8_t *>calloc(FIRST_WORKER_SLOT + max_workers, 1)
+        if cells_in_use == NULL or slot_in_use == NULL:
+            raise MemoryError
+    for index in range(FIRST_WORKER_SLOT, FIRST_WORKER_SLOT + max_workers):
+        slot = slot_at(index)
+        if not slot_in_use[index]:
+            slot_in_use[index] = True
+            slot.pid = 0
+            slot.state = 0
+            slot.started_at_ns = started_now()
+            store(&slot.id, worker_id)
+            if index >= region.slots_used:
+                store(&region.slots_used, index + 1)
+            return index
+    raise RuntimeError("no slot is free")
+
+
+def describe_slot(uint32_t index, uint64_t pid, uint64_t state):
+    """Note a worker's pid and state for everybody's stats. Primary only."""
+    cdef Slot *slot = slot_at(index)
+    slot.pid = pid
+    slot.state = state
+
+
+def release_slot(uint32_t index):
+    """Move a dead worker's numbers to the totals and free its slot. Its channels have been closed. Primary only."""
+    cdef Slot *slot = slot_at(index)
+    slot_in_use[index] = False
+    with nogil:
+        lock()
+        disown_orphans(slot)
+        unlock()
+        fold(slot, slot_at(RETIRED_SLOT))
+
+
+cdef void disown(Channel *channel) noexcept nogil:
+    """What lies in the channel is no longer counted as dispatched to its worker."""
+    if channel.slot != NULL:
+        add(&channel.slot.dispatched, -pending(channel))
+        channel.slot = NULL
+
+
+cdef void disown_orphans(Slot *slot) noexcept nogil:
+    """The connections that still wait for another worker are no longer counted as dispatched to this one."""
+    cdef ListenerState *listener = balancer.listeners
+    cdef Channel *channel
+    cdef Link *link
+    while listener != NULL:
+        link = listener.orphans.next
+        while link != &listener.orphans:
+            channel = <Channel *>link
+            if channel.slot == slot:
+                disown(channel)
+            link = link.next
+        listener = listener.next
+
+
+cdef void fold(Slot *slot, Slot *retired) noexcept nogil:
+    cdef uint64_t *source = counters_of(slot)
+    cdef uint64_t *target = counters_of(retired)
+    cdef uint32_t i
+    store(&region.folding, region.folding + 1)
+    __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    retired.dispatched += slot.dispatched
+    retired.received += slot.received
+    retired.direct += slot.direct
+    retired.messages_in += slot.messages_in
+    retired.messages_out += slot.messages_out
+    for i in range(max_counters):
+        target[i] += source[i]
+    memset(slot, 0, slot_size)
+    __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    store(&region.folding, region.folding + 1)
+
+
+def enter_slot(uint32_t index):
+    """Count in this slot from now on: a worker's first step."""
+    settle_in(index)
+
+
+def count_message_in():
+    """Count a message of the user's that this process has received."""
+    add(&own_slot.messages_in, 1)
+
+
+def count_message_out():
+    """Count a message of the user's that this process has sent."""
+    add(&own_slot.messages_out, 1)
+
+
+def read_slots():
+    """All slots in use, read at one moment as far as folding goes: slot 0 (the dead), slot 1 (the primary), workers.
+
+    Returns:
+      A list of `(id, pid, state, dispatched, received, direct, active, messages_in, messages_out, started_at_ns)`.
+    """
+    cdef uint64_t before = 0
+    cdef uint64_t index
+    cdef Slot *slot
+    cdef int _i
+    for _i in range(FOLD_TRIES):
+        before = load(&region.folding)
+        slots = []
+        for index in range(load_slots_used()):
+            slot = slot_at(index)
+            if slot.id or index < FIRST_WORKER_SLOT:
+                slots.append((slot.id, slot.pid, slot.state, slot.dispatched, slot.received, slot.direct, slot.active,
+                              slot.messages_in, slot.messages_out, slot.started_at_ns))
+        if not before & 1 and load(&region.folding) == before:
+            break
+    return slots
+
+
+cdef uint64_t load_slots_used() noexcept nogil:
+    """How many slots to look at. Every process can write the header, so the number is checked."""
+    cdef uint64_t used = load(&region.slots_used)
+    cdef uint64_t limit = FIRST_WORKER_SLOT + max_workers
+    return used if used <= limit else limit
+
+
+cdef uint64_t hash_of(bytes text):
+    """FNV-1a, never 0."""
+    cdef uint64_t value = <uint64_t>0xCBF29CE484222325
+    cdef uint8_t byte
+    for byte in text:
+        value = (value ^ byte) * <uint64_t>0x100000001B3
+    return value or 1
+
+
+cdef class Counter:
+    """A number that all processes of the cluster add to, in shared memory.
+
+    Made by `cluster.counter(name)`. Safe in any process and thread.
+    """
+
+    cdef readonly str name
+    cdef uint32_t index
+
+    def __init__(self, str name):
+        """
+        Raises:
+          ValueError: the name is empty or longer than 63 bytes in UTF-8.
+          LookupError: the table of names is full.
+        """
+        cdef bytes text = name.encode()
+        cdef uint64_t wanted, found
+        cdef Name *entry
+        cdef uint32_t index
+        if not 0 < len(text) < NAME_SIZE:
+            raise ValueError(f"a counter's name has 1 to {NAME_SIZE - 1} bytes, not {len(text)}: {name!r}")
+        wanted = hash_of(text)
+        for index in range(max_counters):
+            entry = name_at(index)
+            found = 0
+            if __atomic_compare_exchange_n(&entry.hash, &found, wanted, False, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE):
+                found = wanted
+            if found != wanted:
+                continue
+            # Whoever claimed the entry may not have written the name yet, or have died: the same bytes, once more.
+            if load(&entry.length) == 0:
+                memcpy(entry.text, <const char *>text, len(text))
+                store(&entry.length, len(text))
+            if load(&entry.length) == <uint64_t>len(text) and memcmp(entry.text, <const char *>text, len(text)) == 0:
+                self.name = name
+                self.index = index
+                return
+        raise LookupError(name)
+
+    def add(self, int64_t n=1):
+        """Add n to this process's share: one atomic instruction, no lock, no system call."""
+        __atomic_fetch_add(own_counters + self.index, <uint64_t>n, __ATOMIC_RELAXED)
+
+    @property
+    def value(self):
+        """The total over all processes, dead ones included."""
+        cdef uint64_t before, slot
+        cdef int64_t total = 0
+        cdef int _i
+        for _i in range(FOLD_TRIES):
+            before = load(&region.folding)
+            total = 0
+            for slot in range(load_slots_used()):
+                total += <int64_t>load(counters_of(slot_at(slot)) + self.index)
+            if not before & 1 and load(&region.folding) == before:
+                break
+        return total
+
+    @property
+    def by_worker(self):
+        """The share of each living worker by its id; the primary's own stands under 0 where it has counted."""
+        cdef uint64_t index
+        cdef int64_t share
+        cdef Slot *slot
+        shares = {}
+        for index in range(PRIMARY_SLOT, load_slots_used()):
+            slot = slot_at(index)
+            share = <int64_t>load(counters_of(slot) + self.index)
+            if slot.id or (index == PRIMARY_SLOT and share):
+                shares[slot.id] = share
+        return shares
+
+    def __repr__(self):
+        return f"<Counter {self.name!r}: {self.value}>"

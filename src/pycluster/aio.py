@@ -1,0 +1,80 @@
+"""asyncio: waiting for the cluster in a running loop, and accepting from a handoff channel without detours."""
+
+import asyncio
+import socket
+from asyncio import selector_events
+from collections.abc import Callable
+from typing import Any
+
+from . import listener
+from .events import handler_tasks
+
+_plain_accept_connection: Any = selector_events.BaseSelectorEventLoop._accept_connection  # type: ignore[attr-defined]
+
+
+async def wait_in_loop(fd: int, dispatch: Callable[[], object], finished: Callable[[], bool]) -> None:
+    """Dispatch whenever `fd` is readable, until `finished()` and no `async def` handler runs. asyncio and uvloop."""
+    loop = asyncio.get_running_loop()
+    end = loop.create_future()
+
+    def on_readable() -> None:
+        try:
+            dispatch()
+        except BaseException as exception:
+            if not end.done():
+                end.set_exception(exception)
+            return
+        if finished() and not end.done():
+            end.set_result(None)
+
+    loop.add_reader(fd, on_readable)
+    try:
+        on_readable()
+        await end
+        while running := [task for task in handler_tasks if task.get_loop() is loop]:
+            await asyncio.wait(running)
+            end = loop.create_future()
+            on_readable()  # a handler may have forked
+            await end
+    finally:
+        loop.remove_reader(fd)
+
+
+def hasten_accept() -> None:
+    """Replace the accept step of asyncio's selector loops in this worker. Idempotent."""
+    selector_events.BaseSelectorEventLoop._accept_connection = _accept_connection  # type: ignore[attr-defined]
+
+
+def _accept_connection(
+    loop: Any,
+    protocol_factory: Callable[[], Any],
+    sock: socket.socket,
+    sslcontext: Any = None,
+    server: Any = None,
+    *rest: Any,
+) -> None:
+    """Take all that one recvmmsg brings out of a channel.
+
+    asyncio's own step accepts until BlockingIOError, which costs a failing system call and an exception per wake-up,
+    and a task per connection, which only TLS needs. TLS, debug mode, and sockets that are no channel go there.
+    """
+    receiver = listener.receiver_of(sock)
+    if receiver is None or sslcontext is not None or loop.get_debug():
+        _plain_accept_connection(loop, protocol_factory, sock, sslcontext, server, *rest)
+        return
+    try:
+        accepted = receiver.accept_many()
+    except OSError:
+        # Out of descriptors: asyncio's own step meets the same error, and knows how to back off.
+        _plain_accept_connection(loop, protocol_factory, sock, sslcontext, server, *rest)
+        return
+    for fd, address in accepted:
+        connection = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
+        connection.setblocking(False)
+        try:
+            loop._make_socket_transport(connection, protocol_factory(), extra={"peername": address}, server=server)
+        except Exception as exception:
+            connection.close()
+            loop.call_exception_handler(
+                {"message": "Error on transport creation for incoming connection", "exception": exception}
+            )

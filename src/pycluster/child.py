@@ -1,0 +1,462 @@
+"""The worker's role: its start, its talk with the primary, its end.
+
+A control thread listens to the control channel, so that a worker whose main thread is blocked in a plain accept() still
+hears `disconnect`. It is the only one that reads the channel and the only one that closes it. When the worker is done
+it ends the main thread's script with SystemExit, delivered by a signal, so that a blocking call is interrupted too.
+"""
+
+import _signal  # type: ignore[import-not-found]
+import atexit
+import contextlib
+import errno
+import gc
+import logging
+import os
+import runpy
+import select
+import signal
+import sys
+import threading
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import _cluster, listener, protocol
+from .channel import CONTROL, Channel, Frame, Handle
+from .errors import ProtocolError
+from .script import Script
+from .settings import Settings
+from .worker import Worker
+
+if TYPE_CHECKING:
+    import socket
+
+    from .channel import Callback, HasFileno
+    from .stdio import WorkerStdio
+
+# How long Python may take to leave by itself when the primary is gone; api.md promises 1 s in all.
+LIFELINE_GRACE_S = 0.7
+# While connections are open, how often to look which still are: for `stats().active`, and while draining.
+SWEEP_S = 1.0
+DRAIN_SWEEP_S = 0.02
+# Ends the main thread's script. Ignored by default, and a spurious one does no harm: why Go preempts with it too.
+END_SIGNAL = signal.SIGURG
+# `disconnect` handlers of the user's loops have this long before the script is ended.
+HANDLERS_S = 0.2
+# Messages that wait in memory when the script ends have this long to reach the primary.
+FLUSH_S = 5.0
+
+
+class _Waiter:
+    """A thread that waits for the answer to a request."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.reply: protocol.Reply | None = None
+        self.fd: int | None = None
+
+
+class Child:
+    """The role of a process that is a worker."""
+
+    def __init__(
+        self,
+        worker_id: int,
+        slot: int,
+        sock: "socket.socket",
+        settings: Settings,
+        report: Callable[[Exception], None],
+    ) -> None:
+        """Own `sock`, the worker's end of the control channel."""
+        _cluster.enter_slot(slot)
+        self.settings = settings
+        self.worker = Worker(worker_id, os.getpid(), self, report)
+        self.worker._step("online")
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._deferred: deque[Callable[[], object]] = deque()
+        self._channel = Channel(
+            sock,
+            self._epoll,
+            serialization=settings.serialization,
+            max_message_size=settings.max_message_size,
+            defer=self.defer,
+        )
+        self._requests = 0
+        self._waiters: dict[int, _Waiter] = {}
+        self._request_lock = threading.Lock()
+        self._draining = False
+        self._said_drained = False
+        self._unheard: deque[tuple[object, Handle | None]] = deque()
+        self.worker.on_listener = self.worker.process.on_listener = self._on_listener
+        self._closed = threading.Event()
+        self._script_runs = False
+        self._end_delivered = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pycluster-control", daemon=True)
+
+    def start(self) -> None:
+        """Start the control thread and say so to the primary."""
+        _cluster.arm_lifeline(self._channel.fileno(), LIFELINE_GRACE_S)
+        _cluster.wake_on_first_open(self._wake)
+        signal.signal(END_SIGNAL, self._on_end_signal)
+        os.register_at_fork(after_in_child=self._abandon)
+        if self.settings.share_ports:
+            listener.install(self)
+        self._channel.send_control(protocol.encode(protocol.Online()))
+        self._thread.start()
+
+    def run(self, script: Script, args: list[str]) -> NoReturn:
+        """Run the script in the main thread, and leave the process when it ends."""
+        status = 0
+        try:
+            status = self._run_script(script, args)
+        except SystemExit:
+            pass  # the end signal came while the script was ending by itself
+        self._leave(status)
+
+    def _run_script(self, script: Script, args: list[str]) -> int:
+        try:
+            self._script_runs = True
+            if self._closed.is_set():
+                return 0  # asked to end before there was a script to end
+            script.run(args)
+            self._wait_for_messages()
+            return 0
+        except SystemExit as exception:
+            return _exit_status(exception)
+        except BaseException as exception:
+            self._script_runs = False
+            exception.__traceback__ = _users_part(exception.__traceback__)
+            sys.excepthook(type(exception), exception, exception.__traceback__)
+            return 1
+        finally:
+            self._script_runs = False
+
+    # Worker's Role
+
+    def send(
+        self,
+        worker: Worker,
+        message: object,
+        handle: "Handle | HasFileno | None",
+        keep_open: bool,
+        callback: "Callback | None",
+    ) -> bool:
+        ready = self._channel.send_message(message, handle, keep_open, callback)
+        _cluster.count_message_out()
+        return ready
+
+    def disconnect(self, worker: Worker) -> None:
+        if not self._draining and not self._closed.is_set():
+            self._channel.send_control(protocol.encode(protocol.Leave()))
+
+    def kill(self, worker: Worker, signal: int) -> None:
+        if worker._asked_to_end:
+            # The primary reads all that we have said before it asks how we ended.
+            self._channel.send_control(protocol.encode(protocol.Leave()))
+        os.kill(os.getpid(), signal)
+
+    def is_connected(self, worker: Worker) -> bool:
+        return not self._closed.is_set()
+
+    # Listener's Primary: requests, from any thread
+
+    def bind(self, family: int, kind: int, address: Any, index: int | None, fd: int) -> listener.Bound:
+        reply, _ = self._request(lambda seq: protocol.Bind(seq, family, kind, address, index), fd)
+        return listener.Bound(reply.key, tuple(reply.address))
+
+    def listen(self, key: int, backlog: int) -> tuple[int, int | None] | None:
+        reply, fd = self._request(lambda seq: protocol.Listen(seq=seq, key=key, backlog=backlog))
+        if reply.quiet:
+            return None
+        if fd is None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
+        return fd, reply.cell
+
+    def release(self, key: int) -> None:
+        self._channel.send_control(protocol.encode(protocol.Release(key)))
+
+    def _request(
+        self, make: Callable[[int], protocol.FromWorker], fd: int | None = None
+    ) -> tuple[protocol.Reply, int | None]:
+        waiter = _Waiter()
+        with self._request_lock:
+            self._requests += 1
+            seq = self._requests
+            self._waiters[seq] = waiter
+        self._channel.send_control(protocol.encode(make(seq)), fd)
+        if self._channel.closed:
+            self._give_up(seq)
+        elif threading.current_thread() is self._thread:
+            while not waiter.done.is_set():
+                self._poll(None)
+        waiter.done.wait()  # for the reply, or for the end of the channel
+        reply = waiter.reply
+        if reply is None:
+            if threading.current_thread() is threading.main_thread():
+                self._end_delivered.wait(1.0)  # the end of the script is on its way, and says more than an error
+            raise OSError(errno.ESHUTDOWN, "this worker is disconnected from its primary")
+        if reply.error:
+            raise OSError(reply.error, reply.reason or os.strerror(reply.error))
+        return reply, waiter.fd
+
+    def _give_up(self, seq: int) -> None:
+        with self._request_lock:
+            waiter = self._waiters.pop(seq, None)
+        if waiter is not None:
+            waiter.done.set()
+
+    # The control thread
+
+    def defer(self, function: Callable[[], object]) -> None:
+        """Run a function soon in the control thread. Any thread."""
+        self._deferred.append(function)
+        if self._thread.is_alive():
+            os.eventfd_write(self._wake, 1)
+        else:
+            self._run_deferred()
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            draining = self._draining and not self._said_drained
+            # In this order, or a connection could pass from one place to the next behind our back.
+            opened = self._silence_listeners() if draining else 0
+            opened += _cluster.undelivered()
+            opened += _cluster.sweep()
+            if draining and opened == 0 and not self._channel.backlogged:
+                self._say_drained()
+                draining = False
+            self._poll(DRAIN_SWEEP_S if draining else SWEEP_S if opened else None)
+        # Callbacks of what could not be written any more.
+        self._run_deferred()
+
+    def _poll(self, timeout: float | None) -> None:
+        for fd, event in self._epoll.poll(timeout):
+            if fd == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+                self._run_deferred()
+                continue
+            if event & select.EPOLLOUT:
+                self._channel.flush()
+            if event & ~select.EPOLLOUT:
+                self._receive()
+
+    def _run_deferred(self) -> None:
+        while self._deferred:
+            try:
+                self._deferred.popleft()()
+            except Exception as exception:
+                self.worker._report(exception)
+
+    def _receive(self) -> None:
+        try:
+            for frame in self._channel.receive():
+                self._handle(frame)
+        except EOFError:
+            self._end()
+        except ProtocolError as exception:
+            self.worker.emit("error", exception)
+            self._end()
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.kind != CONTROL:
+            message, handle = self._channel.decode_message(frame)
+            _cluster.count_message_in()
+            self._unheard.append((message, handle))
+            self._deliver()
+            return
+        said = protocol.decode_from_primary(frame.payload)
+        if isinstance(said, protocol.Disconnect):
+            self._draining = True
+            self.worker._step("disconnect")
+            return
+        with self._request_lock:
+            waiter = self._waiters.pop(said.seq, None)
+        if waiter is None:
+            if frame.fd is not None:
+                os.close(frame.fd)
+            return
+        waiter.reply, waiter.fd = said, frame.fd
+        waiter.done.set()
+
+    def _deliver(self) -> None:
+        """Messages wait, as in Node.js, until somebody listens for them."""
+        while self._unheard and self._has_message_listeners():
+            self.worker._emit_message(*self._unheard.popleft())
+
+    def _has_message_listeners(self) -> bool:
+        return bool(self.worker.listeners("message") or self.worker.process.listeners("message"))
+
+    def _on_listener(self, event: str) -> None:
+        if event == "message" and self._unheard:
+            self.defer(self._deliver)
+
+    # The end
+
+    def _silence_listeners(self) -> int:
+        """Silence the listeners that nothing waits for. Returns how many something still waits for."""
+        waiting = [shared for shared in listener.shared_sockets() if shared.receiver is not None and shared.waiting]
+        for shared in listener.shared_sockets():
+            if shared not in waiting:
+                shared.silence()
+        return len(waiting)
+
+    def _say_drained(self) -> None:
+        _cluster.disarm_lifeline()
+        self._said_drained = True
+        self._channel.send_control(protocol.encode(protocol.Drained()))
+
+    def _end(self) -> None:
+        """The channel has ended: as agreed, or because the primary is gone."""
+        self.worker.exited_after_disconnect = self._said_drained
+        self.worker._step("closed")
+        self._channel.close()
+        self._closed.set()
+        for seq in list(self._waiters):
+            self._give_up(seq)
+        self.worker.process.emit("disconnect")
+        self.worker.emit("disconnect")
+        for emitter in (self.worker.process, self.worker):
+            emitter.settle(HANDLERS_S)
+        self._end_script()
+
+    def _end_script(self) -> None:
+        """Signal the main thread until it has heard: one signal may hit it just before it enters a blocking call."""
+        wait_s = 0.01
+        while self._script_runs and not self._end_delivered.is_set():
+            self._run_deferred()
+            signal.pthread_kill(threading.main_thread().ident or 0, END_SIGNAL)
+            self._end_delivered.wait(wait_s)
+            wait_s = min(2 * wait_s, 1.0)
+
+    def _on_end_signal(self, number: int, frame: object) -> None:
+        if self._closed.is_set() and self._script_runs and not self._end_delivered.is_set():
+            self._end_delivered.set()
+            raise SystemExit(0)
+
+    def _wait_for_messages(self) -> None:
+        """As in Node.js, a script that has ended stays for the messages that it listens for."""
+        if self._has_message_listeners():
+            self._closed.wait()
+
+    def _leave(self, status: int) -> NoReturn:
+        """End the process as the interpreter would, with this process's own atexit functions."""
+        try:
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+            self._flush()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            os._exit(status)
+
+    def _flush(self) -> None:
+        poller = select.poll()
+        deadline_ms = int(FLUSH_S * 1000)
+        while self._channel.backlogged and not self._closed.is_set() and deadline_ms > 0:
+            poller.register(self._channel.fileno(), select.POLLOUT)
+            poller.poll(20)
+            deadline_ms -= 20
+            self._channel.flush()
+
+    def _abandon(self) -> None:
+        """In a process that this worker forks on its own: it is no worker."""
+        self._closed.set()
+        self._channel.abandon()
+        listener.abandon()
+        signal.signal(END_SIGNAL, signal.SIG_DFL)
+        os.close(self._wake)
+        self._epoll.close()
+
+
+def prepare_process(env: Mapping[str, str] | None, settings: Settings, stdio: "WorkerStdio") -> None:
+    """Make a fresh process of a forked one, before anything of the worker's runs. Main thread."""
+    _forget_signal_handlers()
+    _forget_event_loop()
+    _forget_exit_functions()
+    # What the primary has made stays shared with it: the collector must not touch it.
+    gc.freeze()
+    stdio.install()
+    if env is not None:
+        os.environ.update(env)
+    if settings.cwd is not None:
+        os.chdir(settings.cwd)
+    if settings.uid is not None or settings.gid is not None:
+        _drop_rights(settings)
+
+
+def _forget_signal_handlers() -> None:
+    signal.set_wakeup_fd(-1)
+    # The plain functions: signal's own make an enum of every number, and this is 64 times in every start of a worker.
+    for number in range(1, signal.NSIG):
+        if callable(_signal.getsignal(number)):
+            _signal.signal(number, _signal.SIG_DFL)
+    # A terminal's Ctrl-C goes to the primary and to the workers; the primary answers it for all of them. A handler, not
+    # SIG_IGN, which the programs that a worker starts would inherit.
+    signal.signal(signal.SIGINT, _leave_it_to_the_primary)
+    _cluster.restore_signals()
+
+
+def _leave_it_to_the_primary(number: int, frame: object) -> None:
+    pass
+
+
+def _forget_event_loop() -> None:
+    """Python 3.12 does this itself (gh-66285)."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        asyncio._set_running_loop(None)
+        policy = getattr(asyncio.events, "_event_loop_policy", None)
+        if policy is not None and hasattr(policy, "_local"):
+            policy._local = type(policy._local)()
+
+
+def _forget_exit_functions() -> None:
+    """The primary's atexit functions are not ours, nor are its temporary directories."""
+    atexit._clear()
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+    atexit.register(logging.shutdown)
+    # The implicit run of the primary happens while its threading module shuts down.
+    threading._SHUTTING_DOWN = False  # type: ignore[attr-defined]
+    if futures := sys.modules.get("concurrent.futures.thread"):
+        futures._shutdown = False  # type: ignore[attr-defined]
+    if futures := sys.modules.get("concurrent.futures.process"):
+        futures._global_shutdown = False  # type: ignore[attr-defined]
+
+
+def _drop_rights(settings: Settings) -> None:
+    if settings.uid is not None:
+        os.setgroups([] if settings.gid is None else [settings.gid])
+    if settings.gid is not None:
+        os.setgid(settings.gid)
+    if settings.uid is not None:
+        os.setuid(settings.uid)
+
+
+def _users_part(trace: TracebackType | None) -> TracebackType | None:
+    """Without the frames of this library and of runpy at the top, which say nothing about the user's program."""
+    ours = (os.path.dirname(__file__), runpy.__file__, "<frozen runpy>")
+    rest = trace
+    while rest is not None and rest.tb_frame.f_code.co_filename.startswith(ours):
+        rest = rest.tb_next
+    return rest or trace
+
+
+def _exit_status(exception: SystemExit) -> int:
+    """The status that the interpreter would end with."""
+    if exception.code is None:
+        return 0
+    if isinstance(exception.code, int):
+        return exception.code & 0xFF
+    print(exception.code, file=sys.stderr)
+    return 1

@@ -1,0 +1,396 @@
+"""The cluster as the user sees it: one object per process, its role, and its events."""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+from . import _cluster, listener
+from .child import Child
+from .counters import ClusterStats, make_counter, read_stats
+from .errors import NotPrimaryError, NotWorkerError
+from .events import Emitter, log_exception
+from .primary import Policy, Primary
+from .settings import Settings
+from .signals import handling
+from .worker import Address, Worker, WorkerProcess
+
+logger = logging.getLogger("pycluster")
+
+SCHED_NONE: Literal["none"] = "none"
+SCHED_RR: Literal["rr"] = "rr"
+POLICY_VARIABLE = "PYCLUSTER_SCHED_POLICY"
+
+Handler = TypeVar("Handler", bound=Callable[..., object])
+
+
+class Cluster(Emitter):
+    """The cluster that this process belongs to, as its primary or as one of its workers.
+
+    There is one per process: `pycluster.cluster`.
+
+    Emits, in the primary: `setup(settings)`, `fork(worker)`, `online(worker)`, `listening(worker, address)`,
+    `message(worker, message, handle)`, `disconnect(worker)`, `exit(worker, code, signal)`, and `error(exception)` for
+    what a handler raises, if anyone listens for it (else it is logged to "pycluster").
+    Source: Node.js, cluster.
+    """
+
+    SCHED_NONE = SCHED_NONE
+    SCHED_RR = SCHED_RR
+
+    def __init__(self) -> None:
+        """
+        Raises:
+          ValueError: PYCLUSTER_SCHED_POLICY is neither "rr" nor "none".
+        """
+        super().__init__(self._report_exception)
+        self._policy: Policy = _policy_of_environment()
+        self._policy_frozen = False
+        self._settings = Settings()
+        self._primary: Primary | None = None
+        self._child: Child | None = None
+        self._counters: dict[str, _cluster.Counter] = {}
+        self._has_region = False
+        self._has_hooks = False
+        self._runs_at_exit = False
+        self._has_run = False
+        self._signalled = False
+        self._listens_on_port_0 = 0
+
+    # The role
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether this process forks workers, or could."""
+        return self._child is None
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether this process is a worker."""
+        return self._child is not None
+
+    @property
+    def is_master(self) -> bool:
+        """Deprecated alias of `is_primary`."""
+        warnings.warn("is_master is deprecated; use is_primary", DeprecationWarning, stacklevel=2)
+        return self.is_primary
+
+    @property
+    def worker(self) -> Worker | None:
+        """This process's `Worker` in a worker, None in the primary."""
+        return None if self._child is None else self._child.worker
+
+    @property
+    def workers(self) -> Mapping[int, Worker]:
+        """The workers by id, a read-only view; one that has disconnected and exited is not there any more.
+
+        Raises:
+          NotPrimaryError: in a worker.
+        """
+        return self._as_primary("workers").workers
+
+    # Settings
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._settings
+
+    def setup_primary(self, **settings: Any) -> None:
+        """Change settings for later forks; those that are not named stay as they are.
+
+        Raises:
+          NotPrimaryError: in a worker.
+          TypeError, ValueError: an unknown name, or a wrong value; nothing is changed.
+
+        Emits `setup(settings)` in the next dispatch.
+        Source: Node.js `cluster.setupPrimary()`. For the names see `Settings`.
+        """
+        primary = self._as_primary("setup_primary")
+        merged = self._settings.merged(settings)
+        if self._has_region:
+            for name in ("max_workers", "max_counters"):
+                if getattr(merged, name) != getattr(self._settings, name):
+                    raise ValueError(f"{name} is fixed once there is a worker or a counter; set it before")
+        self._policy_frozen = True
+        self._settings = primary.settings = merged
+        primary.defer(lambda: self.emit("setup", merged))
+
+    def setup_master(self, **settings: Any) -> None:
+        """Deprecated alias of `setup_primary`."""
+        warnings.warn("setup_master is deprecated; use setup_primary", DeprecationWarning, stacklevel=2)
+        self.setup_primary(**settings)
+
+    @property
+    def scheduling_policy(self) -> Policy:
+        """SCHED_RR: the primary hands connections out in turn. SCHED_NONE: the kernel picks the worker.
+
+        Assignable until the first `fork` or `setup_primary`, then RuntimeError; another value is a ValueError.
+        Source: Node.js `cluster.schedulingPolicy`.
+        """
+        return self._policy
+
+    @scheduling_policy.setter
+    def scheduling_policy(self, policy: Policy) -> None:
+        self._as_primary("scheduling_policy")
+        if policy not in (SCHED_RR, SCHED_NONE):
+            raise ValueError(f"scheduling_policy takes SCHED_RR or SCHED_NONE, not {policy!r}")
+        if self._policy_frozen:
+            raise RuntimeError(
+                "scheduling_policy is frozen once a worker has been forked or setup_primary called; set it before"
+            )
+        self._policy = policy
+
+    # Workers
+
+    def fork(self, env: Mapping[str, str] | None = None) -> Worker:
+        """Start a worker: a process that runs the script again from the top, with `is_primary` false.
+
+        Args:
+          env: added to the worker's environment.
+
+        Raises:
+          NotPrimaryError: in a worker.
+          ClusterError: `max_workers` run already, or there is no script to run (REPL, notebook, `python -c`).
+          OSError: the system has no process, memory or descriptor left; nothing stays behind.
+
+        Emits `fork(worker)` in the next dispatch. Source: Node.js `cluster.fork()`.
+        """
+        primary = self._as_primary("fork")
+        if env is not None and not all(isinstance(s, str) for pair in env.items() for s in pair):
+            raise TypeError(f"env takes a mapping of str to str, not {env!r}")
+        self._policy_frozen = True
+        self._need_region()
+        worker = primary.fork(env)
+        if not self._runs_at_exit:
+            self._runs_at_exit = True
+            _run_at_exit(self._run_implicitly)
+        return worker
+
+    def disconnect(self, callback: Callable[[], object] | None = None) -> None:
+        """Disconnect every worker; see `Worker.disconnect`.
+
+        Args:
+          callback: called when all are disconnected, in the next dispatch if there are none.
+
+        Raises:
+          NotPrimaryError: in a worker, which has `cluster.worker.disconnect()`.
+
+        Source: Node.js `cluster.disconnect()`.
+        """
+        self._as_primary("disconnect").disconnect_all(callback)
+
+    # Running
+
+    def run(self) -> None:
+        """Dispatch events until no worker is left, then close the listeners.
+
+        Meanwhile SIGTERM and SIGINT disconnect all workers and kill after `settings.graceful_timeout` seconds those
+        that are left; a second one kills at once. In another than the main thread no signal is handled.
+
+        Raises:
+          NotPrimaryError: in a worker.
+        """
+        primary = self._as_primary("run")
+        with self._running(primary):
+            while not primary.finished:
+                primary.dispatch(None)
+
+    async def serve(self) -> None:
+        """The same as `run`, in the running asyncio or uvloop loop."""
+        from .aio import wait_in_loop
+
+        primary = self._as_primary("serve")
+        with self._running(primary):
+            await wait_in_loop(primary.fileno(), lambda: primary.dispatch(0), lambda: primary.finished)
+
+    def fileno(self) -> int:
+        """For any other event loop: a descriptor that is readable when something is pending.
+
+        Raises:
+          NotPrimaryError: in a worker.
+        """
+        return self._as_primary("fileno").fileno()
+
+    def dispatch(self, timeout: float | None = 0) -> None:
+        """Handle what is pending, after waiting for it up to `timeout` seconds (None: for ever).
+
+        Raises:
+          NotPrimaryError: in a worker.
+        """
+        self._as_primary("dispatch").dispatch(timeout)
+
+    @contextlib.contextmanager
+    def _running(self, primary: Primary) -> Any:
+        self._has_run = True
+        self._signalled = False
+        with handling(lambda number, frame: primary.defer(self._on_stop_signal)):
+            yield
+            primary.close_listeners()
+
+    def _on_stop_signal(self) -> None:
+        primary = self._as_primary("run")
+        if self._signalled:
+            primary.kill_all()
+            return
+        self._signalled = True
+        primary.disconnect_all(None)
+        primary.kill_all_later(self._settings.graceful_timeout)
+
+    def _run_implicitly(self) -> None:
+        """At the end of the primary's script, as in Node.js; not when an exception has ended it."""
+        if self.is_primary and self._primary is not None and not self._has_run and not hasattr(sys, "last_value"):
+            self.run()
+
+    # Listening
+
+    def listen(
+        self, address: int | tuple[Any, ...], *, backlog: int | None = None, exclusive: bool = False
+    ) -> socket.socket:
+        """Open a listening TCP socket: in a worker one whose port is shared, else an ordinary one.
+
+        Args:
+          address: a port, or `(host, port)`. Port 0 is shared too: the n-th such call in every worker gets one port.
+          backlog: as of listen(2); None for 511, as in Node.js. The largest that a worker asks for is in force.
+          exclusive: in a worker, keep the socket private.
+
+        Returns:
+          A socket to pass as `sock=` to any server; the caller's to close.
+
+        Raises:
+          TypeError: another kind of address.
+          OSError: of bind(2) and listen(2), wherever they were called.
+
+        Source: Node.js `server.listen()`.
+        """
+        if isinstance(address, bool) or not isinstance(address, (int, tuple)):
+            raise TypeError(f"listen takes a port or (host, port), not {address!r}")
+        if exclusive or self._child is None or not self._child.settings.share_ports:
+            with listener.exclusive():
+                return listener.open_listener(address, backlog, None)
+        index = self._listens_on_port_0
+        sock = listener.open_listener(address, backlog, index)
+        if (address if isinstance(address, int) else address[1]) == 0:
+            self._listens_on_port_0 += 1
+        return sock
+
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which bind and listen stay private to this process."""
+        return listener.exclusive()
+
+    # Counting
+
+    def counter(self, name: str) -> _cluster.Counter:
+        """The counter of that name, made when it is new. Any process and thread.
+
+        Raises:
+          ValueError: the name has not 1 to 63 bytes.
+          ClusterError: there are `settings.max_counters` others.
+        """
+        counter = self._counters.get(name)
+        if counter is None:
+            self._need_region()
+            counter = self._counters[name] = make_counter(name, self._settings.max_counters)
+        return counter
+
+    def stats(self) -> ClusterStats:
+        """What each living worker has done, and totals over all workers. Any process and thread; no worker is asked."""
+        self._need_region()
+        return read_stats()
+
+    # Inside
+
+    def _as_primary(self, name: str) -> Primary:
+        if self._child is not None:
+            raise NotPrimaryError(f"cluster.{name} is the primary's; this is worker {self._child.worker.id}")
+        if self._primary is None:
+            self._primary = Primary(self._settings, self._policy, self.emit, self._report_exception, self._become_child)
+        self._primary.policy = self._policy
+        if not self._has_hooks:
+            self._has_hooks = True
+            os.register_at_fork(
+                before=_cluster.lock_balancer,
+                after_in_parent=_cluster.unlock_balancer,
+                after_in_child=self._abandon_primary,
+            )
+        return self._primary
+
+    def _as_child(self, name: str) -> Child:
+        if self._child is None:
+            raise NotWorkerError(f"{name} is a worker's; this is the primary")
+        return self._child
+
+    def _need_region(self) -> None:
+        if not self._has_region:
+            _cluster.create_region(self._settings.max_workers, self._settings.max_counters)
+            self._has_region = True
+
+    def _abandon_primary(self) -> None:
+        """In every process that the primary forks, workers and others."""
+        if self._primary is not None:
+            self._primary.abandon()
+            self._primary = None
+
+    def _become_child(self, child: Child) -> None:
+        self.forget_listeners()
+        self._child = child
+        self._settings = child.settings
+
+    def _report_exception(self, exception: Exception) -> None:
+        if self.listeners("error"):
+            self.emit("error", exception)
+        else:
+            log_exception(exception)
+
+
+class Process:
+    """`pycluster.process`: in a worker its `WorkerProcess`, with the same names; in the primary mostly errors."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    def _own(self, name: str) -> WorkerProcess:
+        return self._cluster._as_child(f"process.{name}").worker.process
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own(name), name)
+
+    @property
+    def pid(self) -> int:
+        """This process's id."""
+        return os.getpid()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a primary to talk to; False in the primary."""
+        return self._cluster.is_worker and self._own("connected").connected
+
+
+def _policy_of_environment() -> Policy:
+    value = os.environ.get(POLICY_VARIABLE, SCHED_RR)
+    if value == SCHED_RR:
+        return SCHED_RR
+    if value == SCHED_NONE:
+        return SCHED_NONE
+    raise ValueError(f"{POLICY_VARIABLE} takes {SCHED_RR!r} or {SCHED_NONE!r}, not {value!r}")
+
+
+def _run_at_exit(function: Callable[[], None]) -> None:
+    """Run it when the main thread's script has ended, before the interpreter shuts anything down.
+
+    Too late for atexit: by then threading holds the main thread for ended, and workers that are forked in the implicit
+    run would inherit that.
+    """
+    register: Callable[..., None] = threading._register_atexit  # type: ignore[attr-defined]
+    register(function)
+
+
+cluster = Cluster()
+process = Process(cluster)
+
+__all__ = ["SCHED_NONE", "SCHED_RR", "Address", "Cluster", "cluster", "process"]

@@ -1,0 +1,109 @@
+"""The primary's listening handles: one per address that workers listen on, whatever the policy.
+
+A handle has few verbs: `join` (a worker has bound), `listen` (it wants connections), `leave` (it closes, disconnects or
+is gone: then what waits for it goes to another one), `close`. RoundRobinHandle accepts in the primary and hands
+connections over; SharedHandle hands out the socket itself. Compare the handles of lib/internal/cluster in Node.js.
+"""
+
+import socket
+from typing import NamedTuple
+
+from . import _cluster
+
+
+class Ticket(NamedTuple):
+    """What a worker gets for its `listen`: a descriptor to take connections from (borrowed); a channel's has a cell."""
+
+    fd: int
+    cell: int | None
+
+
+class Handle:
+    """A bound socket of the primary's, and the workers (by id) that have asked for it."""
+
+    def __init__(self, key: int, sock: socket.socket) -> None:
+        """Own `sock`, which is bound."""
+        self.key = key
+        self.sock = sock
+        self.address = sock.getsockname()
+        self.members: set[int] = set()
+        self.backlog = -1
+
+    @property
+    def family(self) -> int:
+        """AF_INET, …"""
+        return int(self.sock.family)
+
+    @property
+    def type(self) -> int:
+        """SOCK_STREAM, …"""
+        return int(self.sock.type)
+
+    def join(self, worker_id: int) -> None:
+        """A worker has bound to this address."""
+        self.members.add(worker_id)
+
+    def listen(self, worker_id: int, slot: int, backlog: int) -> Ticket:
+        """Give a worker its way to connections. The largest backlog that was asked for is in force.
+
+        Raises:
+          OSError: of listen(2), or for want of descriptors.
+        """
+        raise NotImplementedError
+
+    def leave(self, worker_id: int) -> None:
+        """A worker takes no more connections from here. What waits for it goes to another one."""
+        self.members.discard(worker_id)
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self.sock.close()
+
+    def _listen(self, backlog: int) -> None:
+        backlog = max(backlog, 0)  # as listen(2) takes a negative one on Linux, so that the first call does listen
+        if backlog > self.backlog:
+            self.sock.listen(backlog)
+            self.backlog = backlog
+
+
+class RoundRobinHandle(Handle):
+    """The primary accepts, and the balancer hands each connection to the next worker."""
+
+    def __init__(self, key: int, sock: socket.socket) -> None:
+        super().__init__(key, sock)
+        self._listener: _cluster.Listener | None = None
+        self._channels: dict[int, _cluster.HandoffChannel] = {}
+
+    def listen(self, worker_id: int, slot: int, backlog: int) -> Ticket:
+        self._listen(backlog)
+        if self._listener is None:
+            # Not before: until now it is the very socket of the worker that came first.
+            self.sock.setblocking(False)
+            self._listener = _cluster.Listener(self.sock.fileno())
+        channel = self._channels.get(worker_id)
+        if channel is None:
+            channel = self._channels[worker_id] = self._listener.add_channel(slot)
+        return Ticket(channel.receiver, channel.cell)
+
+    def leave(self, worker_id: int) -> None:
+        super().leave(worker_id)
+        if channel := self._channels.pop(worker_id, None):
+            channel.close()
+
+    def close(self) -> None:
+        """Close the socket; what the kernel has accepted by now goes to the workers that still have a channel.
+
+        Their channels stay usable until they leave.
+        """
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        super().close()
+
+
+class SharedHandle(Handle):
+    """Every worker gets the socket itself, and the kernel picks."""
+
+    def listen(self, worker_id: int, slot: int, backlog: int) -> Ticket:
+        self._listen(backlog)
+        return Ticket(self.sock.fileno(), None)

@@ -1,0 +1,360 @@
+"""The worker's listening sockets, and the sharing of ports: methods of socket.socket that go to the primary.
+
+In a worker `bind` of a TCP socket asks the primary, which binds the worker's own socket, with all its options, or lets
+it join the listener that is bound there. `listen` puts the descriptor that the primary gives (a handoff channel, or
+under SCHED_NONE the listening socket itself) in the place of the socket's, so that its number stays. The methods are
+replaced, never the class: `from socket import socket` and subclasses see them too. `_accept` is the one method that
+every `accept` comes down to (trio and others call the base class's accept).
+
+Nothing here is installed in the primary.
+"""
+
+import _socket
+import contextlib
+import contextvars
+import errno
+import os
+import select
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+from . import _cluster
+
+# As Node.js: server.listen(), `backlog`.
+DEFAULT_BACKLOG = 511
+
+_exclusive: contextvars.ContextVar[bool] = contextvars.ContextVar("pycluster_exclusive", default=False)
+
+
+class Bound(NamedTuple):
+    """The primary's answer to a bind."""
+
+    key: int
+    address: Any
+
+
+class Primary(Protocol):
+    """What this room asks of the primary; `Child` does the asking."""
+
+    def bind(self, family: int, kind: int, address: Any, index: int | None, fd: int) -> Bound: ...
+
+    def listen(self, key: int, backlog: int) -> tuple[int, int | None] | None: ...
+
+    def release(self, key: int) -> None: ...
+
+
+class Shared:
+    """A socket of this worker whose port is shared."""
+
+    def __init__(self, sock: socket.socket, bound: Bound) -> None:
+        self.fd = sock.fileno()
+        self.key = bound.key
+        self.address = bound.address
+        self.listening = False
+        self.receiver: _cluster.Receiver | None = None
+        self.silent = False
+        self.owner: weakref.ref[socket.socket] | None = weakref.ref(sock, lambda _: _forget(self.fd, self))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a connection lies in the channel."""
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        return any(event & select.POLLIN and not event & select.POLLHUP for _, event in poller.poll(0))
+
+    def silence(self) -> None:
+        """Never be readable again: a server that goes on polling this descriptor sleeps.
+
+        An end of file would stay readable and make http.server's and asyncio's loops spin. The epolls of this process
+        are told first, since they would go on watching the old socket as long as another process has it open.
+        """
+        with _closing:
+            if self.silent or _shared.get(self.fd) is not self:
+                return
+            self.silent = True
+            _unwatch(self.fd)
+            os.dup2(_quiet_descriptor(), self.fd, inheritable=False)
+            if self.receiver is None:
+                self.receiver = _cluster.Receiver(self.fd, 0)  # accept waits there as on a channel where nothing comes
+
+
+_shared: dict[int, Shared] = {}
+# Held while a shared socket is closed here, or silenced by the control thread: a number that has been closed may be
+# another file's at once.
+_closing = threading.RLock()
+_primary: Primary | None = None
+_quiet: tuple[socket.socket, socket.socket] | None = None
+
+
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Inside this, bind and listen stay private to this process. Follows the context (threads, asyncio tasks)."""
+    token = _exclusive.set(True)
+    try:
+        yield
+    finally:
+        _exclusive.reset(token)
+
+
+def shared_sockets() -> list[Shared]:
+    """The shared sockets of this worker that listen."""
+    return [shared for shared in list(_shared.values()) if shared.listening]
+
+
+def receiver_of(sock: socket.socket) -> _cluster.Receiver | None:
+    """The channel that this socket accepts from, if it is one."""
+    shared = _shared.get(sock.fileno())
+    return None if shared is None else shared.receiver
+
+
+def open_listener(address: int | tuple[Any, ...], backlog: int | None, index: int | None) -> socket.socket:
+    """Open a listening TCP socket; in a worker a shared one, where port 0 is the listener number `index`.
+
+    Raises:
+      OSError: of socket(2), bind(2), listen(2), or getaddrinfo(3).
+    """
+    host, port = ("", address) if isinstance(address, int) else address[:2]
+    family = socket.AF_INET
+    if host:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if index is not None and port == 0 and _primary is not None:
+            _bind_shared(sock, (host, port), index)
+        else:
+            sock.bind((host, port))
+        sock.listen(DEFAULT_BACKLOG if backlog is None else backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def install(primary: Primary) -> None:
+    """Share ports in this worker from now on."""
+    global _primary
+    _primary = primary
+    for name, method in (
+        ("bind", _bind),
+        ("listen", _listen),
+        ("_accept", _accept),
+        ("getsockname", _getsockname),
+        ("getsockopt", _getsockopt),
+        ("settimeout", _settimeout),
+        ("setblocking", _setblocking),
+        ("_real_close", _real_close),
+        ("detach", _detach),
+    ):
+        setattr(socket.socket, name, method)
+
+
+def abandon() -> None:
+    """In a child that this worker forks on its own: it is no worker, and holds none of the descriptors open."""
+    global _primary
+    _primary = None
+    for shared in _shared.values():
+        os.dup2(_quiet_descriptor(), shared.fd, inheritable=False)
+    _shared.clear()
+
+
+# The methods that take the place of socket.socket's.
+
+_plain_bind = socket.socket.bind
+_plain_listen = socket.socket.listen
+_plain_accept = socket.socket._accept  # type: ignore[attr-defined]
+_plain_settimeout = socket.socket.settimeout
+_plain_setblocking = socket.socket.setblocking
+_plain_getsockname = socket.socket.getsockname
+_plain_getsockopt: Any = socket.socket.getsockopt
+_plain_real_close = socket.socket._real_close  # type: ignore[attr-defined]
+_plain_detach = socket.socket.detach
+
+
+def _bind(self: socket.socket, address: Any, /) -> None:
+    if _primary is None or _exclusive.get() or not _is_sharable(self, address):
+        return _plain_bind(self, address)
+    return _bind_shared(self, address, None)
+
+
+def _is_sharable(sock: socket.socket, address: Any) -> bool:
+    return (
+        sock.family in (socket.AF_INET, socket.AF_INET6)
+        and sock.type == socket.SOCK_STREAM
+        and isinstance(address, tuple)
+        and len(address) >= 2
+        and isinstance(address[0], str)
+        and isinstance(address[1], int)
+        and 0 < address[1] < 65536
+        and not _plain_getsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT)
+    )
+
+
+def _bind_shared(sock: socket.socket, address: tuple[Any, ...], index: int | None) -> None:
+    assert _primary is not None
+    if sock.fileno() in _shared:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as bind(2) answers for a bound socket
+    resolved = _resolve(sock, address)
+    bound = _primary.bind(int(sock.family), int(sock.type), resolved, index, sock.fileno())
+    _shared[sock.fileno()] = Shared(sock, bound)
+
+
+def _resolve(sock: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The address with the host as a number, as the socket module's own bind does it."""
+    host, port = address[:2]
+    if host == "":
+        host = "0.0.0.0" if sock.family == socket.AF_INET else "::"
+    else:
+        host = socket.getaddrinfo(host, None, sock.family, sock.type)[0][4][0]
+    return (host, port, *address[2:])
+
+
+def _listen(self: socket.socket, backlog: int = 128, /) -> None:
+    shared = _shared.get(self.fileno())
+    if shared is None or _primary is None:
+        return _plain_listen(self, backlog)
+    if not -(2**31) <= backlog < 2**31:
+        raise OverflowError(f"backlog {backlog} is out of range")
+    ticket = _primary.listen(shared.key, backlog)
+    if ticket is None:
+        shared.listening = True
+        shared.silence()
+        return None
+    fd, cell = ticket
+    try:
+        if not shared.listening:
+            os.dup2(fd, shared.fd, inheritable=False)
+            if cell is not None:
+                shared.receiver = _cluster.Receiver(shared.fd, cell)
+            shared.listening = True
+            self.settimeout(self.gettimeout())  # whether the descriptor blocks came with the new one
+    finally:
+        os.close(fd)
+    if "asyncio" in sys.modules:
+        from . import aio  # imports asyncio, which a worker without it should not pay for
+
+        aio.hasten_accept()
+    return None
+
+
+def _accept(self: socket.socket) -> tuple[int, Any]:
+    shared = _shared.get(self.fileno())
+    if shared is None:
+        return _plain_accept(self)  # type: ignore[no-any-return]
+    if shared.receiver is not None:
+        return shared.receiver.accept(self.gettimeout())
+    if not shared.listening:
+        return _plain_accept(self)  # type: ignore[no-any-return]
+    timeout = self.gettimeout()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while shared.receiver is None:
+        try:
+            return _cluster.accept_direct(shared.fd)
+        except BlockingIOError:
+            if timeout == 0:
+                raise
+        except OSError:
+            if not shared.silent:
+                raise
+            continue  # it has just been taken off the descriptor; the receiver is about to be there
+        left = 1.0 if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        _wait_readable(shared, min(left, 1.0))
+    return shared.receiver.accept(timeout)  # silenced meanwhile
+
+
+def _wait_readable(shared: Shared, seconds: float) -> None:
+    """Block where the descriptor, which other workers share, does not. Bounded: silence() may have taken its place."""
+    poller = select.poll()
+    poller.register(shared.fd, select.POLLIN)
+    poller.poll(seconds * 1000)
+
+
+def _settimeout(self: socket.socket, timeout: float | None, /) -> None:
+    _plain_settimeout(self, timeout)
+    _unblock_shared(self)
+
+
+def _setblocking(self: socket.socket, flag: bool, /) -> None:
+    _plain_setblocking(self, flag)
+    _unblock_shared(self)
+
+
+def _unblock_shared(sock: socket.socket) -> None:
+    """Under SCHED_NONE all workers share one flag, and one that blocks must not make another one block."""
+    shared = _shared.get(sock.fileno())
+    if shared is not None and shared.listening and shared.receiver is None:
+        os.set_blocking(shared.fd, False)
+
+
+def _getsockname(self: socket.socket) -> Any:
+    shared = _shared.get(self.fileno())
+    return _plain_getsockname(self) if shared is None else shared.address
+
+
+def _getsockopt(self: socket.socket, level: int, option: int, *rest: int) -> Any:
+    if level == socket.SOL_SOCKET and self.fileno() in _shared:
+        if option == socket.SO_ACCEPTCONN:
+            return int(_shared[self.fileno()].listening)
+        if option == socket.SO_TYPE:
+            return int(self.type)
+        if option == socket.SO_DOMAIN:
+            return int(self.family)
+        if option == socket.SO_PROTOCOL:
+            return self.proto or socket.IPPROTO_TCP
+    return _plain_getsockopt(self, level, option, *rest)
+
+
+def _real_close(self: socket.socket, _ss: Any = _socket.socket) -> None:
+    shared = _shared.get(self.fileno())
+    if shared is None:
+        _plain_real_close(self, _ss)
+        return
+    with _closing:
+        _shared.pop(shared.fd, None)
+        _plain_real_close(self, _ss)
+    _release(shared)  # after the close: what lies in the channel is the primary's now
+
+
+def _detach(self: socket.socket) -> int:
+    if shared := _shared.get(self.fileno()):
+        shared.owner = None  # the descriptor lives on, whatever becomes of this object
+    return _plain_detach(self)
+
+
+def _forget(fd: int, shared: Shared) -> None:
+    """The collector is about to close a shared socket that nobody has closed."""
+    if _shared.get(fd) is shared:
+        del _shared[fd]
+        _release(shared)
+
+
+def _release(shared: Shared) -> None:
+    if _primary is not None:
+        _primary.release(shared.key)
+
+
+def _quiet_descriptor() -> int:
+    """A descriptor that is never readable: its peer stays open, here, and says nothing."""
+    global _quiet
+    if _quiet is None:
+        _quiet = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return _quiet[0].fileno()
+
+
+def _unwatch(fd: int) -> None:
+    """Take a descriptor out of every epoll of this process."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") != "anon_inode:[eventpoll]":
+                continue
+            with select.epoll.fromfd(os.dup(int(name))) as epoll:
+                epoll.unregister(fd)
+        except OSError:
+            pass  # closed meanwhile, or not watched there

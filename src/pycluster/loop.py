@@ -1,0 +1,108 @@
+"""The primary's event loop: one pollable descriptor for all that can happen, and the functions that handle it."""
+
+import contextlib
+import heapq
+import itertools
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+
+from . import _cluster
+
+
+class Loop:
+    """Descriptors, deferred functions and timers behind one epoll.
+
+    `run_once` is called by the dispatching thread; `defer` by any thread and by signal handlers.
+    """
+
+    def __init__(self) -> None:
+        """
+        Raises:
+          OSError: no descriptor is left; nothing stays open.
+        """
+        with contextlib.ExitStack() as on_failure:
+            self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
+            on_failure.callback(self.epoll.close)
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            on_failure.callback(os.close, self._wake)
+            self._timer = _cluster.create_timer()
+            on_failure.pop_all()
+        self._handlers: dict[int, Callable[[int], object]] = {}
+        self._deferred: deque[Callable[[], object]] = deque()
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+        self.epoll.register(self._wake, select.EPOLLIN)
+        self.epoll.register(self._timer, select.EPOLLIN)
+
+    def fileno(self) -> int:
+        """Readable when something is pending."""
+        return self.epoll.fileno()
+
+    @property
+    def pending(self) -> bool:
+        """Whether deferred functions wait to be run."""
+        return bool(self._deferred)
+
+    def watch(self, fd: int, handler: Callable[[int], object]) -> None:
+        """Call `handler(events)` for what the epoll, where `fd` is registered already, says of it."""
+        self._handlers[fd] = handler
+
+    def unwatch(self, fd: int) -> None:
+        """Call nothing for it any more."""
+        self._handlers.pop(fd, None)
+
+    def defer(self, function: Callable[[], object]) -> None:
+        """Run a function in the next `run_once`, after those deferred before it."""
+        self._deferred.append(function)
+        os.eventfd_write(self._wake, 1)
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Run a function in the first `run_once` after so many seconds."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), function))
+        self._set_timer()
+
+    def run_once(self, timeout: float | None) -> None:
+        """Run what is deferred, due and ready; wait up to `timeout` seconds (None: for ever) when nothing is."""
+        if self._deferred:
+            # Before what descriptors say: a `fork` event comes before its worker's `online`, however fast that is.
+            self._run_deferred()
+            timeout = 0
+        for fd, events in self.epoll.poll(timeout):
+            if fd == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+                self._run_deferred()
+            elif fd == self._timer:
+                self._run_timers()
+            elif handler := self._handlers.get(fd):  # else an earlier handler of this round has closed it
+                handler(events)
+
+    def _run_deferred(self) -> None:
+        # Only those that are there now: one that defers itself again must not keep the others waiting.
+        for _ in range(len(self._deferred)):
+            try:
+                self._deferred.popleft()()
+            finally:
+                if self._deferred:
+                    os.eventfd_write(self._wake, 1)
+
+    def _run_timers(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._timer, 8)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timers:
+            _cluster.set_timer(self._timer, self._timers[0][0] - time.monotonic())
+
+    def close(self) -> None:
+        """Close the descriptors; nothing is run any more. Idempotent."""
+        if not self.epoll.closed:
+            self.epoll.close()
+            os.close(self._wake)
+            os.close(self._timer)

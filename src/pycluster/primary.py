@@ -1,0 +1,496 @@
+"""The primary's role: workers, their control channels, the listeners that they ask for, and their ends.
+
+All of it runs in the thread that dispatches (the one in `run()`, `serve()` or `dispatch()`), but for `fork`, which runs
+where it is called, and `send`, which may be called anywhere. Connections never come through here: see the core.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from . import _cluster, protocol
+from .channel import CONTROL, Channel, Frame
+from .child import Child, prepare_process
+from .errors import ChannelClosedError, ClusterError, ProtocolError
+from .handles import Handle, RoundRobinHandle, SharedHandle
+from .loop import Loop
+from .script import find_script
+from .settings import Settings
+from .signals import as_signal
+from .stdio import WorkerStdio
+from .worker import STATES, Address, Worker
+
+if TYPE_CHECKING:
+    from .channel import Callback, HasFileno
+    from .channel import Handle as MessageHandle
+
+Policy = Literal["rr", "none"]
+
+# As Python's own waiters report a child that somebody else has waited for (asyncio's child watchers).
+UNKNOWN_STATUS = 255
+
+
+class _Member:
+    """What the primary keeps of one worker, beside the object that the user holds."""
+
+    def __init__(self, worker: Worker, slot: int, pidfd: int, channel: Channel) -> None:
+        self.worker = worker
+        self.slot = slot
+        self.pidfd = pidfd
+        self.channel = channel
+        self.handles: set[Handle] = set()
+
+    def note(self) -> None:
+        """Show the state to everybody's stats."""
+        _cluster.describe_slot(self.slot, self.worker.process.pid, STATES.index(self.worker.state))
+
+
+class Primary:
+    """The role of the process that forks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        policy: Policy,
+        emit: Callable[..., object],
+        report: Callable[[Exception], None],
+        become_child: Callable[[Child], None],
+    ) -> None:
+        """
+        Args:
+          emit: emits an event on the cluster.
+          report: is told of exceptions in handlers.
+          become_child: called in a new worker, with its role, in the place of this one.
+        """
+        self.settings = settings
+        self.policy = policy
+        self._emit = emit
+        self._report = report
+        self._become_child = become_child
+        self._loop = Loop()
+        self._ids = 0
+        self._members: dict[int, _Member] = {}
+        self._workers: dict[int, Worker] = {}
+        self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
+        self._handles: dict[Any, Handle] = {}
+        self._handles_by_key: dict[int, Handle] = {}
+        self._closing: list[Handle] = []
+        self._keys = 0
+        self._disconnect_callbacks: list[Callable[[], object]] = []
+
+    # Forking
+
+    def fork(self, env: Mapping[str, str] | None) -> Worker:
+        """See `Cluster.fork`."""
+        settings = self.settings
+        script = find_script(settings.exec)
+        if len(self._members) >= settings.max_workers:
+            raise ClusterError(f"{settings.max_workers} workers run; raise settings.max_workers before the first fork")
+        args = list(settings.args) if settings.args is not None else sys.argv[1:]
+        worker_id = self._ids + 1
+        stdio = WorkerStdio(settings.stdio, settings.silent)
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            stdio.discard()
+            raise
+        slot = _cluster.acquire_slot(worker_id)
+        try:
+            _flush_standard_streams()
+            pid, pidfd = _cluster.fork()
+        except OSError:
+            _cluster.release_slot(slot)
+            stdio.discard()
+            ours.close()
+            theirs.close()
+            raise
+        if pid == 0:
+            self._start_child(worker_id, slot, theirs, ours, env, stdio).run(script, args)
+        theirs.close()
+        self._ids = worker_id
+        worker = self._adopt(worker_id, pid, pidfd, slot, ours)
+        worker.process.stdin, worker.process.stdout, worker.process.stderr = stdio.keep()
+        self._loop.defer(lambda: self._emit("fork", worker))
+        return worker
+
+    def _start_child(
+        self,
+        worker_id: int,
+        slot: int,
+        theirs: socket.socket,
+        ours: socket.socket,
+        env: Mapping[str, str] | None,
+        stdio: WorkerStdio,
+    ) -> Child:
+        """In the new process, whose at-fork hooks have closed what this object had open."""
+        try:
+            ours.close()
+            child = Child(worker_id, slot, theirs, self.settings, self._report)
+            self._become_child(child)
+            prepare_process(env, self.settings, stdio)
+            child.start()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        return child
+
+    def _adopt(self, worker_id: int, pid: int, pidfd: int, slot: int, sock: socket.socket) -> Worker:
+        worker = Worker(worker_id, pid, self, self._report)
+        channel = Channel(
+            sock,
+            self._loop.epoll,
+            serialization=self.settings.serialization,
+            max_message_size=self.settings.max_message_size,
+            defer=self.defer,
+        )
+        member = _Member(worker, slot, pidfd, channel)
+        member.note()
+        self._members[worker_id] = member
+        self._workers[worker_id] = worker
+        self._loop.watch(channel.fileno(), lambda events: self._on_channel(member, events))
+        self._loop.epoll.register(pidfd, select.EPOLLIN)
+        self._loop.watch(pidfd, lambda _: self._reap(member))
+        return worker
+
+    def abandon(self) -> None:
+        """In a forked child, worker or not: close the copies of all that the library has opened here."""
+        _cluster.abandon_balancer()
+        _cluster.close_region_descriptor()
+        self._loop.close()
+        for member in self._members.values():
+            member.channel.abandon()
+            os.close(member.pidfd)
+            process = member.worker.process
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+        for handle in [*self._handles.values(), *self._closing]:
+            handle.sock.close()
+        self._members.clear()
+        self._workers.clear()
+        self._handles.clear()
+        self._closing.clear()
+
+    # Dispatching
+
+    def fileno(self) -> int:
+        """See `Cluster.fileno`."""
+        return self._loop.fileno()
+
+    def dispatch(self, timeout: float | None) -> None:
+        """See `Cluster.dispatch`."""
+        self._loop.run_once(timeout)
+
+    def defer(self, function: Callable[[], object]) -> None:
+        """Run a function in the next dispatch. Any thread, and signal handlers."""
+        self._loop.defer(function)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no worker is left, and nothing is to be told."""
+        return not self._members and not self._loop.pending
+
+    def close_listeners(self) -> None:
+        """Close the listeners, crashed workers' too, and end the balancer: no worker is left."""
+        for handle in [*self._handles.values(), *self._closing]:
+            handle.close()
+        self._handles.clear()
+        self._handles_by_key.clear()
+        self._closing.clear()
+        _cluster.stop_balancer()
+
+    # Worker's Role
+
+    def send(
+        self,
+        worker: Worker,
+        message: object,
+        handle: "MessageHandle | HasFileno | None",
+        keep_open: bool,
+        callback: "Callback | None",
+    ) -> bool:
+        member = self._members.get(worker.id)
+        if member is not None:
+            return member.channel.send_message(message, handle, keep_open, callback)
+        error = ChannelClosedError(f"worker {worker.id} is gone; check is_connected() before send()")
+        if callback is None:
+            raise error
+        self.defer(lambda: callback(error))
+        return False
+
+    def disconnect(self, worker: Worker) -> None:
+        member = self._members.get(worker.id)
+        if member is None or member.channel.closed or worker.state == "disconnecting":
+            return
+        worker._asked_to_end = True
+        worker._step("disconnect")
+        member.note()
+        for handle in list(member.handles):
+            if handle.members == {worker.id}:
+                # Nobody else can take what the kernel has accepted by now: it is still this worker's.
+                self._close_handle(handle)
+            else:
+                handle.leave(worker.id)
+        member.handles.clear()
+        member.channel.send_control(protocol.encode(protocol.Disconnect()))
+
+    def kill(self, worker: Worker, signal: int) -> None:
+        if member := self._members.get(worker.id):
+            _send_signal(member.pidfd, signal)
+
+    def is_connected(self, worker: Worker) -> bool:
+        member = self._members.get(worker.id)
+        return member is not None and not member.channel.closed
+
+    def disconnect_all(self, callback: Callable[[], object] | None) -> None:
+        """See `Cluster.disconnect`."""
+        if callback is not None:
+            self._disconnect_callbacks.append(callback)
+        # First close the listeners, so that all workers share in what the kernel has accepted by now.
+        for handle in list(self._handles.values()):
+            self._close_handle(handle)
+        for member in list(self._members.values()):
+            member.handles.clear()
+            self.disconnect(member.worker)
+        self.defer(self._call_back_if_disconnected)
+
+    def kill_all(self) -> None:
+        """Kill all workers that are left, with SIGKILL."""
+        for member in self._members.values():
+            member.worker._asked_to_end = True
+            _send_signal(member.pidfd, signal.SIGKILL)
+
+    def kill_all_later(self, seconds: float) -> None:
+        """Kill in so many seconds those of the present workers that are left then."""
+        present = set(self._members)
+
+        def kill() -> None:
+            for worker_id in present & set(self._members):
+                _send_signal(self._members[worker_id].pidfd, signal.SIGKILL)
+
+        self._loop.call_later(seconds, kill)
+
+    # What workers say
+
+    def _on_channel(self, member: _Member, events: int) -> None:
+        if events & select.EPOLLOUT:
+            member.channel.flush()
+        if events & ~select.EPOLLOUT:
+            self._receive(member)
+
+    def _receive(self, member: _Member) -> None:
+        """Read once, and handle what has come."""
+        try:
+            for frame in member.channel.receive():
+                self._handle(member, frame)
+                if member.channel.closed:
+                    return
+        except EOFError:
+            self._close_channel(member)
+        except (ProtocolError, msgspec.MsgspecError, ValueError) as exception:
+            self._emit_on(member.worker, "error", ProtocolError(f"worker {member.worker.id}: {exception}"))
+            self._close_channel(member)
+
+    def _handle(self, member: _Member, frame: Frame) -> None:
+        worker = member.worker
+        if frame.kind != CONTROL:
+            message, handle = member.channel.decode_message(frame)
+            worker._emit_message(message, handle)
+            self._emit("message", worker, message, handle)
+            return
+        try:
+            said = protocol.decode_from_worker(frame.payload)
+        except msgspec.MsgspecError:
+            if frame.fd is not None:
+                os.close(frame.fd)
+            raise
+        if isinstance(said, protocol.Bind):
+            self._answer(member, said.seq, lambda: self._bind(member, said, frame.fd))
+            return
+        if frame.fd is not None:
+            os.close(frame.fd)
+        if isinstance(said, protocol.Online):
+            if worker.state not in ("none", "disconnecting"):
+                raise ProtocolError("online once more")
+            worker._step("online")
+            member.note()
+            self._emit_on(worker, "online")
+        elif isinstance(said, protocol.Listen):
+            self._answer(member, said.seq, lambda: self._listen(member, said))
+        elif isinstance(said, protocol.Release):
+            self._release(member, said.key)
+        elif isinstance(said, protocol.Leave):
+            worker._asked_to_end = True
+            self.disconnect(worker)
+        else:
+            self._close_channel(member)
+
+    def _emit_on(self, worker: Worker, event: str, *args: object) -> None:
+        """Emit on the worker, then on the cluster."""
+        worker.emit(event, *args)
+        if event != "error":
+            self._emit(event, worker, *args)
+
+    # Listeners
+
+    def _answer(self, member: _Member, seq: int, act: Callable[[], tuple[protocol.Reply, int | None]]) -> None:
+        try:
+            reply, fd = act()
+        except OSError as exception:
+            reply = protocol.Reply(seq, error=exception.errno or errno.EIO, reason=exception.strerror or "")
+            fd = None
+        except (TypeError, ValueError, OverflowError) as exception:
+            # Of bind and listen, for what the library in a worker never asks.
+            reply, fd = protocol.Reply(seq, error=errno.EINVAL, reason=str(exception)), None
+        reply.seq = seq
+        member.channel.send_control(protocol.encode(reply), fd)
+
+    def _bind(self, member: _Member, said: protocol.Bind, fd: int | None) -> tuple[protocol.Reply, None]:
+        if fd is None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
+        if member.worker.state == "disconnecting":
+            os.close(fd)
+            return protocol.Reply(0, address=said.address), None
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)  # it is no socket
+            raise
+        try:
+            handle = self._join(member, said, sock)
+        except BaseException:
+            sock.close()
+            raise
+        if handle.sock is not sock:
+            sock.close()
+        return protocol.Reply(0, key=handle.key, address=handle.address), None
+
+    def _join(self, member: _Member, said: protocol.Bind, sock: socket.socket) -> Handle:
+        if (sock.family, sock.type) != (said.family, said.kind):
+            raise OSError(errno.EINVAL, "the socket is not what it is said to be")
+        name = (said.family, said.kind, said.address, said.index)
+        handle = self._handles.get(name)
+        if handle is None:
+            sock.bind(said.address)
+            self._keys += 1
+            kind = RoundRobinHandle if self.policy == "rr" else SharedHandle
+            handle = self._handles[name] = self._handles_by_key[self._keys] = kind(self._keys, sock)
+        elif handle in member.handles:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        handle.join(member.worker.id)
+        member.handles.add(handle)
+        return handle
+
+    def _listen(self, member: _Member, said: protocol.Listen) -> tuple[protocol.Reply, int | None]:
+        if member.worker.state == "disconnecting":
+            return protocol.Reply(0, quiet=True), None
+        handle = self._handles_by_key.get(said.key)
+        if handle is None or handle not in member.handles:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if self.policy == "rr":
+            _cluster.start_balancer(self.settings.max_pending)
+        ticket = handle.listen(member.worker.id, member.slot, said.backlog)
+        member.worker._step("listening")
+        member.note()
+        # The event comes with the next dispatch: by then the worker has its answer.
+        self._loop.defer(lambda: self._emit_on(member.worker, "listening", _address_of(handle)))
+        return protocol.Reply(0, key=handle.key, cell=ticket.cell), ticket.fd
+
+    def _release(self, member: _Member, key: int) -> None:
+        handle = self._handles_by_key.get(key)
+        if handle is not None and handle in member.handles:
+            member.handles.discard(handle)
+            handle.leave(member.worker.id)
+            if not handle.members:
+                self._close_handle(handle)
+
+    def _close_handle(self, handle: Handle) -> None:
+        """Nobody can join it any more; workers that have a channel still take what lies in it."""
+        handle.close()
+        del self._handles_by_key[handle.key]
+        self._handles = {name: other for name, other in self._handles.items() if other is not handle}
+        self._closing.append(handle)
+
+    # Ends
+
+    def _close_channel(self, member: _Member) -> None:
+        """The worker has disconnected, as asked or not."""
+        if member.channel.closed:
+            return
+        worker = member.worker
+        self._loop.unwatch(member.channel.fileno())
+        member.channel.close()
+        worker._step("closed")
+        worker.exited_after_disconnect = worker._asked_to_end
+        member.note()
+        self._emit_on(worker, "disconnect")
+        self._call_back_if_disconnected()
+
+    def _call_back_if_disconnected(self) -> None:
+        if all(member.channel.closed for member in self._members.values()):
+            callbacks, self._disconnect_callbacks = self._disconnect_callbacks, []
+            for callback in callbacks:
+                try:
+                    callback()
+                except Exception as exception:
+                    self._report(exception)
+
+    def _reap(self, member: _Member) -> None:
+        """The worker's process has ended."""
+        worker, process = member.worker, member.worker.process
+        try:
+            ended = os.waitid(os.P_PIDFD, member.pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            # The user's code has waited for any child and got ours: how it ended is not to be known any more.
+            process.exitcode = UNKNOWN_STATUS
+        else:
+            if ended is None:
+                return
+            if ended.si_code == os.CLD_EXITED:
+                process.exitcode = ended.si_status
+            else:
+                process.signal = as_signal(ended.si_status)
+        while not (member.channel.closed or member.channel.exhausted):
+            self._receive(member)  # all that it has said before it ended
+        self._close_channel(member)
+        self._loop.unwatch(member.pidfd)
+        self._loop.epoll.unregister(member.pidfd)
+        os.close(member.pidfd)
+        for handle in [*self._handles.values(), *self._closing]:
+            handle.leave(worker.id)
+        self._closing = [handle for handle in self._closing if handle.members]
+        del self._members[worker.id]
+        del self._workers[worker.id]
+        worker._step("exit")
+        worker.exited_after_disconnect = worker._asked_to_end
+        _cluster.release_slot(member.slot)
+        self._emit_on(worker, "exit", process.exitcode, process.signal)
+
+
+def _flush_standard_streams() -> None:
+    """What is buffered here must not be written by the child once more."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def _send_signal(pidfd: int, number: int) -> None:
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        pass  # it has ended, and its exit is about to be dispatched
+
+
+def _address_of(handle: Handle) -> Address:
+    host, port = handle.address[:2]
+    return Address(host=host, port=port, family=handle.family, type=handle.type)

@@ -1,0 +1,72 @@
+"""What the primary and a worker say to each other on the control channel, apart from the user's own messages."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+
+class Online(msgspec.Struct, tag=True):
+    """Worker: the process has started and listens to its channel."""
+
+
+class Bind(msgspec.Struct, tag=True):
+    """Worker: bind the socket that comes along to `address`, or join the listener that is bound there.
+
+    `index` counts the binds to port 0 that are meant to be shared: the n-th in every worker is the same listener.
+    """
+
+    seq: int
+    family: int
+    kind: int
+    address: tuple[str | int, ...]
+    index: int | None = None
+
+
+class Listen(msgspec.Struct, tag=True):
+    """Worker: connections to the listener `key` may come; a descriptor to take them from is asked for."""
+
+    seq: int
+    key: int
+    backlog: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+
+
+class Release(msgspec.Struct, tag=True):
+    """Worker: the listener `key` is closed here."""
+
+    key: int
+
+
+class Leave(msgspec.Struct, tag=True):
+    """Worker: it wants to disconnect."""
+
+
+class Drained(msgspec.Struct, tag=True):
+    """Worker: its connections are done; nothing follows."""
+
+
+class Reply(msgspec.Struct, tag=True):
+    """Primary: the answer to the request `seq`. `error` is an errno, 0 for none.
+
+    `quiet` says that nothing will come: the worker is disconnecting. It is no error, so that a program that is asked
+    to end while it starts ends as quietly as any other.
+    """
+
+    seq: int
+    error: int = 0
+    reason: str = ""
+    key: int = 0
+    address: Any = None
+    cell: int | None = None
+    quiet: bool = False
+
+
+class Disconnect(msgspec.Struct, tag=True):
+    """Primary: take no more connections, finish what is accepted, and say Drained."""
+
+
+FromWorker = Online | Bind | Listen | Release | Leave | Drained
+FromPrimary = Reply | Disconnect
+
+encode = msgspec.msgpack.Encoder().encode
+decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
+decode_from_primary = msgspec.msgpack.Decoder(FromPrimary).decode

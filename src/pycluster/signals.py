@@ -1,0 +1,39 @@
+"""Signals: by name and number, and what they mean to the primary while `run()` or `serve()` is active."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+
+@contextlib.contextmanager
+def handling(stop: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Answer SIGTERM and SIGINT with `stop`, and put the previous handlers back afterwards.
+
+    Python runs the handler in the main thread, between two bytecodes of whatever runs there. Outside of the main
+    thread, where Python takes no handlers, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            # None: it was not Python that installed it, and so Python cannot put it back
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def as_signal(value: int | str) -> signal.Signals | int:
+    """A signal by number, or by name as Node.js takes it ("SIGTERM"). A real-time signal without a name is an int.
+
+    Raises:
+      ValueError: there is no such signal.
+    """
+    with contextlib.suppress(KeyError, ValueError):
+        return signal.Signals[value] if isinstance(value, str) else signal.Signals(value)
+    if isinstance(value, int) and value in signal.valid_signals():
+        return value
+    raise ValueError(f"{value!r} is no signal; use signal.SIGTERM, or its name")

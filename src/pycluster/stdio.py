@@ -1,0 +1,79 @@
+"""A worker's descriptors 0, 1 and 2: opened in the primary before the fork, put in place in the worker."""
+
+import os
+from collections.abc import Sequence
+from typing import IO
+
+from .settings import Stdio
+
+
+class WorkerStdio:
+    """The standard descriptors of one worker to come.
+
+    `open` in the primary, then in the worker `install`, in the primary `keep`; `discard` when there was no fork.
+    """
+
+    def __init__(self, stdio: Sequence[Stdio] | None, silent: bool) -> None:
+        """
+        Raises:
+          OSError: no descriptor is left; nothing stays open.
+        """
+        plan: list[Stdio] = list(stdio or ())
+        if stdio is None and silent:
+            plan = ["inherit", "pipe", "pipe"]
+        plan += ["inherit"] * (3 - len(plan))
+        self._for_worker: dict[int, int] = {}
+        self._for_primary: dict[int, int] = {}
+        self._owned: list[int] = []
+        try:
+            for target, entry in enumerate(plan):
+                self._plan(target, entry)
+        except OSError:
+            self.discard()
+            raise
+
+    def _plan(self, target: int, entry: Stdio) -> None:
+        if entry == "pipe":
+            reader, writer = os.pipe()
+            ours, theirs = (writer, reader) if target == 0 else (reader, writer)
+            self._for_primary[target] = ours
+            self._for_worker[target] = theirs
+            self._owned.append(theirs)
+        elif entry == "ignore":
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            self._for_worker[target] = null
+            self._owned.append(null)
+        elif entry != "inherit":
+            assert not isinstance(entry, str)
+            self._for_worker[target] = entry if isinstance(entry, int) else entry.fileno()
+
+    def install(self) -> None:
+        """In the worker: put the descriptors in their places."""
+        # Away from 0 to 2 first, so that no place is overwritten before its descriptor has moved: [2, 1, 1] is valid.
+        moved = {target: os.dup(fd) for target, fd in self._for_worker.items()}
+        for target, fd in moved.items():
+            os.dup2(fd, target)
+            os.close(fd)
+        self.discard()
+
+    def keep(self) -> list[IO[bytes] | None]:
+        """In the primary, after the fork: its ends of the pipes for stdin, stdout and stderr."""
+        self._close(self._owned)
+        modes = ("wb", "rb", "rb")
+        return [
+            os.fdopen(self._for_primary[target], modes[target], 0 if target == 0 else -1)
+            if target in self._for_primary
+            else None
+            for target in range(3)
+        ]
+
+    def discard(self) -> None:
+        """Close all that was opened here."""
+        self._close(self._owned)
+        self._close(list(self._for_primary.values()))
+        self._for_primary.clear()
+
+    def _close(self, descriptors: list[int]) -> None:
+        for fd in descriptors:
+            os.close(fd)
+        descriptors.clear()
