@@ -1,0 +1,336 @@
+"""Cases of the balancer: `balance_cases.py NAME` tells one fact. See core_front.py."""
+
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from programs.core_front import (
+    PATIENCE_S,
+    Facts,
+    FakeWorker,
+    Front,
+    consumed_cell,
+    descriptors_left,
+    error_of,
+    wait_until,
+)
+from programs.facts import tell
+from pycluster import _cluster
+
+
+def figure(name: str) -> int:
+    return _cluster.balancer_figures()[name]
+
+
+def wakeups_in(seconds: float) -> float:
+    """The balancer's wake-ups, as many as there would be in so many seconds."""
+    before, started = figure("wakeups"), time.monotonic()
+    time.sleep(seconds)
+    return (figure("wakeups") - before) * seconds / (time.monotonic() - started)
+
+
+# ---- Turns
+
+
+def one_after_another() -> Facts:
+    front = Front(4)
+    return {"workers": [front.serve_one() for _ in range(22)], "taken_back": figure("taken_back")}
+
+
+def in_a_burst() -> Facts:
+    front = Front(4)
+    front.give(25, 25, 25, 25)
+    return {"taken": [len(worker.take_all()) for worker in front.workers]}
+
+
+def workers_come_and_go() -> Facts:
+    front = Front(2)
+    before = [front.serve_one() for _ in range(4)]
+    front.workers.append(FakeWorker(front.listener, 3))
+    joined = [front.serve_one() for _ in range(60)]
+    front.retire(front.workers[0])
+    left = [front.serve_one() for _ in range(20)]
+    return {"before": before, "joined": joined[-9:], "left": left, "taken_back": figure("taken_back")}
+
+
+def max_pending() -> Facts:
+    front = Front(2, max_pending=2)
+    front.connect(10)
+    assert wait_until(lambda: front.backlog() == 6)
+    full = front.dispatched()
+    front.workers[1].take().close()
+    assert wait_until(lambda: front.backlog() == 5 and sum(front.dispatched()) == 5)
+    one_taken = front.dispatched()
+    taken: list[socket.socket] = []
+
+    def all_taken() -> bool:
+        for worker in front.workers:
+            taken.extend(worker.take_all())
+        return len(taken) == 9
+
+    return {"full": full, "one_taken": one_taken, "all_taken": wait_until(all_taken), "backlog": front.backlog()}
+
+
+def another_listener_is_full() -> Facts:
+    full = Front(1, max_pending=1)
+    full.connect(5)
+    assert wait_until(lambda: full.backlog() == 4)
+    other = Front(1, max_pending=1, first_id=2)
+    return {"workers": [other.serve_one() for _ in range(5)], "backlog": full.backlog()}
+
+
+# ---- Workers that are gone or blocked
+
+
+def a_worker_is_gone() -> Facts:
+    front = Front(3)
+    front.give(3, 3, 3)
+    front.retire(front.workers[0])
+    assert wait_until(lambda: front.dispatched()[0] == 0 and sum(front.dispatched()) == 9)
+    dispatched = front.dispatched()
+    taken = [sock.getpeername() for worker in front.workers[1:] for sock in worker.take_all()]
+    return {
+        "dispatched": dispatched,
+        "all_there": sorted(taken) == sorted(client.getsockname() for client in front.clients),
+        "lost": figure("lost"),
+    }
+
+
+def the_last_worker_is_gone() -> Facts:
+    """What it had not taken, and what came meanwhile, is for the next one."""
+    front = Front(1)
+    front.give(2)
+    front.retire(front.workers[0])
+    _cluster.release_slot(front.workers[0].slot)
+    front.connect(2)
+    front.workers = [FakeWorker(front.listener, 1)]
+    taken = [front.workers[0].take().getpeername() for _ in range(4)]
+    return {
+        "in_order": taken == [client.getsockname() for client in front.clients],
+        "dispatched": front.dispatched(),
+        "of_the_dead": _cluster.read_slots()[0][3],
+    }
+
+
+def a_blocked_worker() -> Facts:
+    """Worker 0 takes nothing any more; its connection moves to 1, and it gets no more until it takes the probe."""
+    front = Front(2)
+    blocked, idle = front.workers
+    front.connect(2)
+    taken = [idle.take(), idle.take()]  # the second as soon as it has been taken back
+    moved = sorted(sock.getpeername() for sock in taken) == sorted(client.getsockname() for client in front.clients)
+    figures = _cluster.balancer_figures()
+    probed = wait_until(blocked.waiting)
+    meanwhile = front.dispatched()
+    for _ in range(4):
+        front.connect()
+        idle.take().close()
+    afterwards = front.dispatched()
+    error = error_of(lambda: blocked.receiver.accept(0))
+    front.connect(0)
+
+    def served_by_the_blocked_one() -> bool:
+        return front.serve_one() == 0
+
+    return {
+        "moved": moved,
+        "taken_back": figures["taken_back"],
+        "probed": probed,
+        "meanwhile": [after - before for after, before in zip(afterwards, meanwhile, strict=True)],
+        "error": error,
+        "returned": wait_until(served_by_the_blocked_one),
+        "lost": figure("lost"),
+    }
+
+
+def a_blocked_worker_that_takes_all_at_once() -> Facts:
+    """The same with accept_many, which must not take the probe for a connection."""
+    front = Front(2)
+    blocked, idle = front.workers
+    front.connect(2)
+    taken = [idle.take(), idle.take()]
+    probed = wait_until(blocked.waiting)
+    many = blocked.receiver.accept_many()
+    return {
+        "moved": len(taken),
+        "probed": probed,
+        "many": many,
+        "returned": wait_until(lambda: front.serve_one() == 0),
+    }
+
+
+def a_blocked_worker_with_many() -> Facts:
+    front = Front(2)
+    front.give(5, 5)
+    taken: list[socket.socket] = []
+
+    def all_taken() -> bool:
+        taken.extend(front.workers[1].take_all())
+        return len(taken) == 10
+
+    assert wait_until(all_taken)
+    return {
+        "taken_back": figure("taken_back"),
+        "dispatched": front.dispatched(),
+        "all_there": {sock.getpeername() for sock in taken} == {client.getsockname() for client in front.clients},
+    }
+
+
+def all_workers_are_blocked() -> Facts:
+    """There is nobody to take anything back for."""
+    front = Front(2)
+    front.give(3, 3)
+    time.sleep(0.1)  # five times the age at which a connection is taken back
+    return {"dispatched": front.dispatched(), "taken_back": figure("taken_back")}
+
+
+# ---- Closing
+
+
+def closing_the_listener() -> Facts:
+    front = Front(2, max_pending=1)
+    front.connect(8)
+    assert wait_until(lambda: front.backlog() == 6)
+    front.listener.close()
+    front.listener.close()
+    front.sock.close()
+    refused = error_of(lambda: socket.create_connection(front.address, PATIENCE_S))
+    taken = [len(worker.take_all()) for worker in front.workers]
+    for worker in front.workers:
+        worker.channel.close()
+        worker.channel.close()
+    _cluster.stop_balancer()
+    _cluster.stop_balancer()
+    return {"taken": taken, "refused": refused, "lost": figure("lost")}
+
+
+def closing_the_listener_with_orphans() -> Facts:
+    """Connections of a worker that is gone, that no other one has had room for yet."""
+    front = Front(2, max_pending=1)
+    front.connect(4)
+    assert wait_until(lambda: front.backlog() == 2)
+    front.retire(front.workers[0])
+    front.listener.close()
+    taken = len(front.workers[1].take_all())
+    return {"taken": taken, "lost": figure("lost")}
+
+
+def closing_everything() -> Facts:
+    """Twice, and the descriptors that are left."""
+    left = []
+    for i in range(2):
+        before = set(os.listdir("/proc/self/fd"))
+        front = Front(3, first_id=1 + 3 * i)
+        front.give(3, 3, 3)
+        front.retire(front.workers[0])  # its connections go to the others
+        front.listener.close()
+        for worker in front.workers[1:]:
+            front.retire(worker)
+        for worker in front.workers:
+            _cluster.release_slot(worker.slot)
+        for client in front.clients:
+            client.close()
+        front.sock.close()
+        _cluster.stop_balancer()
+        if i == 0:
+            _cluster.close_region_descriptor()
+        left.append(sorted(set(os.listdir("/proc/self/fd")) - before))
+    return {"left": left}
+
+
+# ---- Sleep
+
+
+def idle() -> Facts:
+    front = Front(2)
+    for _ in range(4):
+        front.serve_one()
+    settled = wait_until(lambda: wakeups_in(0.1) == 0)
+    return {"settled": settled, "wakeups": wakeups_in(0.2)}
+
+
+def full() -> Facts:
+    """Connections wait in the backlog for workers that take nothing."""
+    front = Front(2, max_pending=1)
+    front.connect(6)
+    assert wait_until(lambda: front.backlog() == 4)
+    wakeups_in(0.2)  # it looks less and less often
+    return {"wakeups": wakeups_in(0.5)}
+
+
+def out_of_descriptors() -> Facts:
+    """accept fails with EMFILE for half a second, and then there is room again."""
+    front = Front(1)
+    front.serve_one()
+    client = socket.socket()
+    failures = figure("accept_failures")
+    with descriptors_left(0):
+        client.connect(front.address)
+        failing = wait_until(lambda: figure("accept_failures") > failures)
+        wakeups = wakeups_in(0.5)
+    taken = front.workers[0].take()
+    return {
+        "failing": failing,
+        "wakeups": wakeups,
+        "resumed": taken.getpeername() == client.getsockname(),
+        "lost": figure("lost"),
+    }
+
+
+# ---- Workers that lie
+
+
+def a_lying_worker_that_accepts() -> Facts:
+    """It accepts all that it gets, and writes rubbish where it says how much that was."""
+    front = Front(2, max_pending=4)
+    cell = consumed_cell(front.workers[0])
+    values = [2**64 - 1, 2**63, 0, 1, 2**32, 2**64 - 2, 5, *(random.Random(i).getrandbits(64) for i in range(20))]
+    served = 0
+    for value in values:
+        front.connect(2)
+        taken: list[socket.socket] = []
+
+        def both_taken(value: int = value, taken: list[socket.socket] = taken) -> bool:
+            cell.value = value
+            for worker in front.workers:
+                taken.extend(worker.take_all())
+            return len(taken) == 2
+
+        served += wait_until(both_taken)
+        for sock in taken:
+            sock.close()
+    return {"rounds": len(values), "served": served}
+
+
+def a_lying_worker_that_accepts_nothing() -> Facts:
+    """The other one is served all the same: what it gets, and all the rest once the liar is gone."""
+    front = Front(2, max_pending=4)
+    liar, honest = front.workers
+    cell = consumed_cell(liar)
+    taken: list[socket.socket] = []
+    served = 0
+    for value in (2**64 - 1, 2**63, 0, 1, 2**32, 2**64 - 2):
+        before = len(taken)
+        for _ in range(100):
+            cell.value = value
+            front.connect()
+            if honest.waiting(0.02):
+                taken += honest.take_all()
+            if len(taken) >= before + 3:
+                served += 1
+                break
+    front.retire(liar)
+
+    def all_taken() -> bool:
+        taken.extend(honest.take_all())
+        return len(taken) == len(front.clients)
+
+    return {"served": served, "all_taken": wait_until(all_taken), "lost": figure("lost")}
+
+
+if __name__ == "__main__":
+    case: Callable[..., Facts] = globals()[sys.argv[1]]
+    tell("facts", **case(*sys.argv[2:]))

@@ -1,0 +1,103 @@
+"""A worker's process: what it starts with, what it ends with, and what it starts itself."""
+
+import os
+
+import pytest
+
+from harness import Fact, Programs, free_port, is_listening
+
+
+def by(facts: list[Fact], event: str) -> list[str]:
+    return [fact["by"] for fact in facts if fact["event"] == event]
+
+
+def only(facts: list[Fact], event: str) -> Fact:
+    [fact] = [fact for fact in facts if fact["event"] == event]
+    return fact
+
+
+@pytest.mark.parametrize("way", ["exits", "disconnects", "raises", "returns", "thread"])
+def test_exit_functions_run_in_the_process_that_registered_them(way: str, cluster_program: Programs) -> None:
+    facts = cluster_program("exits", way, expects_traceback=way == "raises").finish().facts
+    assert by(facts, "atexit") == ["worker", "primary"]
+    assert by(facts, "finalized") == ["worker", "primary"]
+
+
+@pytest.mark.parametrize("way", ["exits", "disconnects", "raises", "returns"])
+def test_a_temporary_directory_is_deleted_by_the_process_that_made_it(way: str, cluster_program: Programs) -> None:
+    facts = cluster_program("exits", way, expects_traceback=way == "raises").finish().facts
+    [exit] = [fact for fact in facts if fact["event"] == "exit"]
+    assert exit["there"] is True, "the primary's is still there"
+    assert exit["content"] == [], "the worker's own is gone"
+    [over] = [fact for fact in facts if fact["event"] == "over"]
+    assert over["there"] is True
+
+
+def test_a_worker_waits_for_its_threads_when_its_script_has_ended(cluster_program: Programs) -> None:
+    facts = cluster_program("exits", "thread").finish().facts
+    events = [fact["event"] for fact in facts]
+    assert events.index("worked") < events.index("exit")
+
+
+def test_a_worker_that_is_disconnected_as_it_enters_accept_ends(cluster_program: Programs) -> None:
+    """The end of the script must reach a main thread that is just about to block."""
+    facts = cluster_program("just_listening", free_port(), 150).finish().facts
+    assert [fact["code"] for fact in facts if fact["event"] == "exit"] == [0] * 150
+
+
+@pytest.mark.parametrize("kind", ["subprocess", "fork"])
+def test_a_process_that_a_worker_starts_is_no_worker(kind: str, cluster_program: Programs) -> None:
+    own = free_port()
+    program = cluster_program("family", kind, free_port(), own)
+    facts = program.finish().facts
+    grandchild = only(facts, "grandchild")
+    assert (grandchild["connected"], grandchild["port"]) == (False, own)
+    assert grandchild["sent"] in ("ChannelClosedError", "NotWorkerError")
+    if kind == "subprocess":
+        role = only(facts, "role")
+        assert (role["is_primary"], role["own"]) == (True, None)
+    assert len([fact for fact in facts if fact["event"] == "message"]) == 1, "the worker's own"
+    assert len([fact for fact in facts if fact["event"] == "listening"]) == 1, "the worker's own"
+
+
+@pytest.mark.parametrize("policy", ["rr", "none"])
+@pytest.mark.parametrize("kind", ["subprocess", "fork"])
+def test_a_process_that_a_worker_starts_keeps_neither_the_cluster_nor_its_port(
+    kind: str, policy: str, cluster_program: Programs
+) -> None:
+    program = cluster_program("family", kind, free_port(), free_port(), env={"PYCLUSTER_SCHED_POLICY": policy})
+    facts = program.finish().facts
+    exit = only(facts, "exit")
+    assert (exit["code"], exit["asked"]) == (0, True)
+    assert only(facts, "alive")["alive"] is True
+    assert only(facts, "over")["refuses"] is True
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may run a worker as another user")
+def test_a_worker_with_fewer_rights_still_gets_a_port_that_only_root_may_bind(cluster_program: Programs) -> None:
+    port = next(port for port in range(1023, 0, -1) if not is_listening(port))
+    program = cluster_program("rights", 65534, 65533, port)
+    facts = program.finish().facts
+    worker = only(facts, "worker")
+    assert (worker["uids"], worker["gids"], worker["groups"]) == ([65534] * 3, [65533] * 3, [65533])
+    assert worker["port"] == port
+    assert only(facts, "exit")["code"] == 0
+    assert only(facts, "primary")["uid"] == 0
+
+
+@pytest.mark.parametrize("way", ["run", "implicitly"])
+def test_libraries_work_in_a_worker(way: str, cluster_program: Programs) -> None:
+    facts = cluster_program("libraries", way).finish().facts
+    works = [fact for fact in facts if fact["event"] == "works"]
+    assert [fact["worker"] for fact in works] == [1, 2]
+    for fact in works:
+        assert fact["total"] == 55
+        assert [fact[name] for name in ("pickled", "spawned", "forked", "thread")] == [True] * 4
+        assert fact["subprocess"] == 0
+    assert [fact["code"] for fact in facts if fact["event"] == "exit"] == [0, 0]
+
+
+def test_workers_do_not_share_the_primarys_random_numbers(cluster_program: Programs) -> None:
+    facts = cluster_program("libraries", "run").finish().facts
+    numbers = [fact["random"] for fact in facts if fact["event"] == "works"]
+    assert len(set(numbers)) == 2

@@ -1,0 +1,325 @@
+"""A worker's listening sockets: unmodified servers share a port, and a shared socket looks like a plain one."""
+
+import collections
+import contextlib
+import errno
+import pathlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import pytest
+
+from harness import PATIENCE_S, Programs, connect, free_port, read_all, request, wait_until
+from programs.servers import SERVERS
+from puppets import Puppets, cpu_s, puppets, who_answers, worker_in
+
+Start = Callable[..., Puppets]
+
+RR_AND_NONE = ["rr", "none"]
+
+
+@pytest.fixture
+def start(cluster_program: Programs, tmp_path: pathlib.Path) -> Iterator[Start]:
+    """Start a cluster of puppets, under a policy; in the end they are killed."""
+    with ExitStack() as stack:
+
+        def start(workers: int = 2, policy: str = "rr", **settings: Any) -> Puppets:
+            environment = {"PYCLUSTER_SCHED_POLICY": policy}
+            cluster: AbstractContextManager[Puppets] = puppets(
+                cluster_program, tmp_path, workers, env=environment, **settings
+            )
+            return stack.enter_context(cluster)
+
+        yield start
+
+
+# ---- Unmodified servers
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_two_workers_with_a_common_server_share_its_port_in_turn(start: Start, kind: str) -> None:
+    port = free_port()
+    cluster = start()
+    cluster.serve(kind, port, 1, 2)
+    turns = [who_answers(port) for _ in range(8)]
+    assert abs(turns.count(1) - 4) <= cluster.taken_back
+    cluster.do(0, "disconnect", worker=1)
+    assert cluster.wait_for_exit(1) == (0, None)
+    assert [who_answers(port) for _ in range(4)] == [2] * 4
+    cluster.do(0, "disconnect", worker=2)
+    assert cluster.wait_for_exit(2) == (0, None)
+    with pytest.raises(ConnectionRefusedError):
+        who_answers(port)
+
+
+@pytest.mark.parametrize("kind", ["http", "start_server", "accept_loop", "accept_loop_with_a_timeout", "selector_loop"])
+def test_under_sched_none_workers_share_the_listening_socket_itself(start: Start, kind: str) -> None:
+    port = free_port()
+    cluster = start(policy="none")
+    cluster.serve(kind, port, 1, 2)
+    assert {who_answers(port) for _ in range(10)} <= {1, 2}
+    cluster.do(0, "disconnect", worker=1)
+    assert cluster.wait_for_exit(1) == (0, None)
+    assert [who_answers(port) for _ in range(4)] == [2] * 4
+    stats = cluster.do(0, "stats")
+    assert (stats["dispatched"], stats["accepted"]) == (0, 14)
+    cluster.do(0, "disconnect", worker=2)
+    assert cluster.wait_for_exit(2) == (0, None)
+    with pytest.raises(ConnectionRefusedError):
+        who_answers(port)
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_a_worker_that_ignores_its_disconnection_does_not_spin(start: Start, policy: str) -> None:
+    cluster = start(workers=5, policy=policy)
+    port = {cluster.do(worker, "listen", how="cluster")["name"][1] for worker in range(1, 6)}.pop()
+    cluster.do(5, "serve_in_a_thread")
+    for worker, how in enumerate(("select", "poll", "epoll", "accept"), 1):
+        cluster.begin(worker, "wait_on", how=how)
+        cluster.program.wait_for("waiting", worker=worker)
+        cluster.do(0, "disconnect", worker=worker)
+    for worker in range(1, 5):
+        cluster.program.wait_for("asked to exit", worker=worker)
+    pids = [cluster.pid(worker) for worker in range(1, 5)]
+    before = [cpu_s(pid) for pid in pids]
+    # What the other one serves meanwhile must not wake them either.
+    assert [who_answers(port) for _ in range(20)] == [5] * 20
+    assert not wait_until(lambda: max(cpu_s(pid) - cpu for pid, cpu in zip(pids, before, strict=True)) > 0.1, 0.4)
+
+
+def test_under_sched_none_a_listener_that_does_not_block_here_does_not_block_because_of_another_worker(
+    start: Start,
+) -> None:
+    cluster = start(policy="none")
+    cluster.do(1, "listen", how="cluster")
+    with pytest.raises(BlockingIOError):
+        cluster.do(1, "accept", timeout=0)
+    cluster.do(2, "listen", how="cluster")  # a blocking one, as any is at first
+    accepting = cluster.begin(1, "accept", as_it_is=True)
+    assert wait_until(lambda: cluster.program.facts_of("failed", seq=accepting), 2), "it blocks"
+
+
+def test_under_sched_none_a_listener_that_blocks_here_blocks_whatever_another_worker_does(start: Start) -> None:
+    cluster = start(policy="none")
+    port = cluster.do(1, "listen", how="cluster")["name"][1]
+    cluster.do(2, "listen", how="cluster")
+    with pytest.raises(BlockingIOError):
+        cluster.do(2, "accept", timeout=0)
+    accepting = cluster.begin(1, "accept", timeout=None, as_it_is=True)
+    assert not wait_until(lambda: cluster.program.facts_of("failed", seq=accepting), 0.2)
+    assert request(port) == b"worker 1"
+
+
+# ---- What the methods say
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_a_shared_listener_says_of_itself_what_a_plain_one_says(start: Start, policy: str) -> None:
+    cluster = start(workers=1, policy=policy)
+    for host in ("127.0.0.1", "0.0.0.0", "::1", "::", "localhost", ""):
+        shared = cluster.do(1, "listen", name="shared", host=host, port=free_port())
+        plain = cluster.do(1, "listen", name="plain", host=host, port=free_port(), how="exclusive")
+        assert shared["name"][0] == plain["name"][0]
+        assert len(shared["name"]) == len(plain["name"])
+        # Under SCHED_NONE the workers share one flag, which never blocks; `accept` blocks all the same.
+        ignored = {"name", "fd", "text"} | ({"blocking"} if policy == "none" else set())
+        for field in plain.keys() - ignored:
+            assert shared[field] == plain[field], (host, field)
+        assert str(shared["name"][1]) in shared["text"]
+        for name in ("shared", "plain"):
+            cluster.do(1, "close", name=name)
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_a_socket_that_is_bound_and_does_not_listen_yet_is_like_a_plain_one_too(start: Start, policy: str) -> None:
+    cluster = start(workers=1, policy=policy)
+    shared = cluster.do(1, "listen", name="shared", port=free_port(), only_bind=True)
+    plain = cluster.do(1, "listen", name="plain", port=free_port(), only_bind=True, how="exclusive")
+    for field in plain.keys() - {"name", "fd", "text"}:
+        assert shared[field] == plain[field], field
+    assert cluster.do(1, "unlistened", name="shared") == cluster.do(1, "unlistened", name="plain")
+    with pytest.raises(ConnectionRefusedError):
+        connect(shared["name"][1])
+    listening = cluster.do(1, "start_listening", name="shared")
+    assert listening["accepts"] == 1
+    assert listening["fd"] == shared["fd"]
+    cluster.begin(1, "accept", name="shared")
+    assert request(shared["name"][1]) == b"worker 1"
+
+
+def test_a_client_may_bind_its_port_before_it_connects(start: Start) -> None:
+    cluster = start(workers=1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(PATIENCE_S)
+        for how in ("timeout", "blocking"):
+            source = free_port()
+            connecting = cluster.begin(1, "connect_from", source=source, port=server.getsockname()[1], how=how)
+            connection, address = server.accept()
+            with connection:
+                connection.settimeout(PATIENCE_S)
+                with contextlib.suppress(ConnectionError):
+                    connection.sendall(b"hello")
+                assert cluster.result(connecting) == "hello"
+                assert address[1] == source
+                assert connection.recv(1) == b""  # closed there means closed here
+
+
+def test_a_listener_keeps_its_descriptors_number_until_it_is_closed(start: Start) -> None:
+    cluster = start(workers=1)
+    assert cluster.do(1, "life_of_a_number", port=free_port()) == {"same": True, "closed": True}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_accept_gives_the_peers_address(start: Start, host: str) -> None:
+    cluster = start(workers=1)
+    port = cluster.do(1, "listen", host=host, port=free_port())["name"][1]
+    accepting = cluster.begin(1, "accept")
+    with connect(port, host) as client:
+        assert cluster.result(accepting) == list(client.getsockname())
+        assert read_all(client) == b"worker 1"
+
+
+def test_ipv4_and_ipv6_listeners_on_one_port_are_two(start: Start) -> None:
+    cluster = start(workers=2)
+    port = free_port()
+    cluster.do(1, "listen", host="127.0.0.1", port=port)
+    cluster.do(2, "listen", host="::1", port=port)
+    for worker in (1, 2):
+        cluster.do(worker, "serve_in_a_thread")
+    assert [who_answers(port, host) for host in ("127.0.0.1", "::1") * 2] == [1, 2] * 2
+
+
+# ---- cluster.listen
+
+
+def test_port_0_is_shared_by_the_order_of_calls(start: Start) -> None:
+    cluster = start(workers=3)
+    ports: dict[str, set[int]] = collections.defaultdict(set)
+    for worker in (1, 2, 3):
+        for name in ("first", "second"):
+            ports[name].add(cluster.do(worker, "listen", name=name, how="cluster")["name"][1])
+    (first,), (second,) = ports["first"], ports["second"]
+    assert first != second
+    for worker in (1, 2, 3):
+        for name in ("first", "second"):
+            cluster.do(worker, "serve_in_a_thread", name=name)
+    for port in (first, second):
+        turns = [who_answers(port) for _ in range(6)]
+        assert max(abs(turns.count(worker) - 2) for worker in (1, 2, 3)) <= cluster.taken_back
+
+
+def test_a_failed_call_does_not_count_for_port_0(start: Start) -> None:
+    cluster = start(workers=2)
+    with pytest.raises(OSError, match="assign"):
+        cluster.do(1, "listen", how="cluster", host="203.0.113.1")
+    ports = [cluster.do(worker, "listen", how="cluster")["name"][1] for worker in (1, 2)]
+    assert ports[0] == ports[1]
+
+
+def test_a_port_and_a_pair_of_host_and_port_are_addresses(start: Start) -> None:
+    cluster = start(workers=1)
+    port, other = free_port(), free_port()
+    assert cluster.do(1, "listen", name="a", how="cluster", host="", port=port)["name"] == ["0.0.0.0", port]
+    assert cluster.do(1, "listen", name="b", how="cluster", host="127.0.0.1", port=other)["name"] == [
+        "127.0.0.1",
+        other,
+    ]
+
+
+@pytest.mark.parametrize("how", ["exclusive", "cluster exclusive"])
+def test_an_exclusive_listener_is_this_workers_alone(start: Start, how: str) -> None:
+    cluster = start()
+    port = cluster.do(1, "listen", how=how, port=free_port())["name"][1]
+    for other in (how, "socket"):
+        with pytest.raises(OSError, match="in use") as raised:
+            cluster.do(2, "listen", how=other, port=port)
+        assert raised.value.errno == errno.EADDRINUSE
+    cluster.do(1, "serve_in_a_thread")
+    assert [who_answers(port) for _ in range(3)] == [1] * 3
+    assert cluster.do(0, "stats")["dispatched"] == 0
+    assert cluster.program.facts_of("listening") == []
+
+
+@pytest.mark.parametrize("how", ["socket", "exclusive", "cluster exclusive"])
+def test_port_0_is_private_unless_cluster_listen_asks_for_it(start: Start, how: str) -> None:
+    cluster = start()
+    ports = [cluster.do(worker, "listen", how=how)["name"][1] for worker in (1, 2)]
+    assert ports[0] != ports[1]
+    for worker in (1, 2):
+        cluster.do(worker, "serve_in_a_thread")
+    assert [who_answers(port) for port in ports] == [1, 2]
+
+
+def test_so_reuseport_opts_out(start: Start) -> None:
+    port = free_port()
+    cluster = start()
+    for worker in (1, 2):
+        cluster.do(worker, "listen", port=port, reuse_port=True)
+        cluster.do(worker, "serve_in_a_thread")
+    assert {who_answers(port) for _ in range(4)} <= {1, 2}
+    assert cluster.do(0, "stats")["dispatched"] == 0
+
+
+@pytest.mark.parametrize("how", ["socket", "cluster"])
+def test_share_ports_turns_all_of_it_off(start: Start, how: str) -> None:
+    cluster = start(share_ports=False)
+    port = cluster.do(1, "listen", how=how, port=free_port())["name"][1]
+    with pytest.raises(OSError, match="in use"):
+        cluster.do(2, "listen", how=how, port=port)
+    cluster.do(1, "serve_in_a_thread")
+    assert who_answers(port) == 1
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+def test_a_program_that_passes_cluster_listen_to_asyncio_runs_with_and_without_a_cluster(
+    cluster_program: Programs, clustered: bool
+) -> None:
+    program = cluster_program("listen_asyncio", 2 if clustered else 0)
+    ports = {fact["port"] for fact in program.wait_for_all(2 if clustered else 1, "serving")}
+    assert len(ports) == 1
+    port = ports.pop()
+    assert {who_answers(port) for _ in range(6)} == ({1, 2} if clustered else {0})
+    program.send_signal(signal.SIGTERM)
+    ended = program.finish()
+    assert ended.returncode == (0 if clustered else -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("how", ["socket", "cluster"])
+def test_nothing_is_replaced_in_the_primary(start: Start, how: str) -> None:
+    cluster = start()
+    port = cluster.do(0, "listen", how=how, port=free_port())["name"][1]
+    with pytest.raises(OSError, match="in use"):
+        cluster.do(1, "listen", port=port)
+    with socket.create_connection(("127.0.0.1", port)):
+        assert cluster.do(0, "accept", answer=False)
+
+
+def test_a_process_that_a_worker_starts_on_its_own_shares_nothing(start: Start) -> None:
+    cluster = start(workers=1)
+    port = cluster.do(1, "listen", port=free_port())["name"][1]
+    said = cluster.do(1, "listen_in_a_child", port=port, other=free_port())
+    assert said == {"same port": errno.EADDRINUSE, "other port": "private"}
+    cluster.do(1, "serve_in_a_thread")
+    assert who_answers(port) == 1
+
+
+def test_a_keep_alive_connection_stays_with_its_worker(start: Start) -> None:
+    port = free_port()
+    cluster = start()
+    cluster.serve("keep_alive", port, 1, 2)
+    with connect(port) as client, client.makefile("rb") as lines:
+        seen = set()
+        for _ in range(5):
+            client.sendall(b"hello\n")
+            seen.add(worker_in(lines.readline()))
+            who_answers_a_line(port)
+        assert len(seen) == 1
+
+
+def who_answers_a_line(port: int) -> int:
+    with connect(port) as client, client.makefile("rb") as lines:
+        client.sendall(b"hello\n")
+        return worker_in(lines.readline())

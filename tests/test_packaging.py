@@ -1,0 +1,82 @@
+"""What is installed: version, types, public names."""
+
+import ast
+import importlib.metadata
+import pathlib
+import tomllib
+
+import pycluster
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = pathlib.Path(pycluster.__file__).parent
+
+PUBLIC = {
+    "SCHED_NONE",
+    "SCHED_RR",
+    "Address",
+    "ChannelClosedError",
+    "Cluster",
+    "ClusterError",
+    "ClusterStats",
+    "Counter",
+    "NotPrimaryError",
+    "NotWorkerError",
+    "Settings",
+    "Worker",
+    "WorkerProcess",
+    "WorkerStats",
+    "cluster",
+    "process",
+}
+
+
+def test_the_installed_version_is_the_projects() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert importlib.metadata.version("pycluster") == project["version"]
+
+
+def test_the_public_names_are_those_of_the_contract() -> None:
+    assert set(pycluster.__all__) == PUBLIC
+    assert all(hasattr(pycluster, name) for name in PUBLIC)
+
+
+def test_errors_are_cluster_errors_and_runtime_errors() -> None:
+    for error in (pycluster.ChannelClosedError, pycluster.NotPrimaryError, pycluster.NotWorkerError):
+        assert issubclass(error, pycluster.ClusterError)
+    assert issubclass(pycluster.ClusterError, RuntimeError)
+
+
+def test_the_policies_are_also_the_clusters_attributes() -> None:
+    assert pycluster.Cluster.SCHED_RR == pycluster.SCHED_RR
+    assert pycluster.Cluster.SCHED_NONE == pycluster.SCHED_NONE
+
+
+def test_types_are_shipped() -> None:
+    assert (PACKAGE / "py.typed").exists()
+    assert (PACKAGE / "_cluster.pyi").exists()
+
+
+def test_the_stub_has_what_the_core_has() -> None:
+    stub = ast.parse((PACKAGE / "_cluster.pyi").read_text())
+    declared = {node.name for node in stub.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    core = vars(pycluster._cluster)
+    defined = {name for name, value in core.items() if not name.startswith("_") and callable(value)}
+    assert declared == defined - {"os"}
+
+
+def test_the_package_file_only_hands_names_on() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    docstring, *rest, names = tree.body
+    assert isinstance(docstring, ast.Expr)
+    assert all(isinstance(node, ast.ImportFrom) for node in rest)
+    assert isinstance(names, ast.Assign)
+
+
+def test_importing_the_package_imports_no_asyncio() -> None:
+    """A fork copies what the primary has imported, and asyncio alone is 10 MB."""
+    import subprocess
+    import sys
+
+    code = "import pycluster, sys; print('asyncio' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "False"
