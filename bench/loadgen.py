@@ -1,0 +1,217 @@
+"""Runs ``load.c``, the client of the benchmarks, and gives its figures back as typed values.
+
+Owns the compiled program (``build/bench/load``, made again when the source is newer). Called by the other
+files here and by whoever wants load in a test; knows nothing about the server. Alone it is a command line::
+
+    python bench/loadgen.py --port 8000 --seconds 3 --mode http --identify
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+SOURCE = Path(__file__).resolve().with_name("load.c")
+FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")
+COMPILE_TIMEOUT_S = 60.0
+SPARE_S = 15.0  # on top of all that the client may take: a crowded machine starts a process late
+SLOWEST_RATE = 500  # requests/s; no server measured here is slower, so a count of requests ends by then
+
+
+class Options(TypedDict, total=False):
+    """What to send, and how. The defaults are those of ``load.c``."""
+
+    host: str  # IPv4; 127.0.0.1
+    clients: int  # connections at a time; 64
+    seconds: float  # how long to count, after the warm-up; this or requests
+    requests: int  # how many
+    mode: Literal["echo", "http"]  # echo
+    keepalive: bool  # many requests on a connection; otherwise each has one of its own
+    identify: bool  # count answers by who gave them: the line after the echo, or the first line of the body
+    size: int  # bytes of an echo request, 1 to 64; 1
+    path: str  # of an HTTP request; /
+    warmup_s: float  # before counting begins; 0
+    timeout_s: float  # after which an unanswered request is an error; 5
+    threads: int  # of the client; 1
+
+
+LETTERS = {
+    "host": "-H",
+    "clients": "-c",
+    "seconds": "-d",
+    "requests": "-n",
+    "mode": "-m",
+    "keepalive": "-k",
+    "identify": "-i",
+    "size": "-b",
+    "path": "-P",
+    "warmup_s": "-w",
+    "timeout_s": "-T",
+    "threads": "-t",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Microseconds to the first byte of the answer: from connect(), or with keep-alive from the send."""
+
+    count: int
+    p50: float
+    p90: float
+    p99: float
+    p999: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the client saw.
+
+    ``requests``, ``latency`` and ``shares`` leave the warm-up out; ``errors`` never does, and ``connects``
+    counts every attempt. ``shares`` maps whoever answered to how often; it is empty without ``identify``.
+    """
+
+    requests: int
+    seconds: float
+    rate: float
+    connects: int
+    elapsed_seconds: float
+    cpu_seconds: float
+    last_errno: int
+    errors: Mapping[str, int]
+    latency: Latency
+    shares: Mapping[str, int]
+
+    @property
+    def failed(self) -> int:
+        """Errors of every kind together."""
+        return sum(self.errors.values())
+
+    @classmethod
+    def from_json(cls, text: str) -> Load:
+        """Read what ``load.c`` prints."""
+        raw: dict[str, Any] = json.loads(text)
+        raw["latency"] = Latency(**raw.pop("latency_us"))
+        return cls(**raw)
+
+
+def run(port: int, *, limit_s: float | None = None, **options: Unpack[Options]) -> Load:
+    """Load the server on ``port`` and wait for the end.
+
+    Args:
+      port: of the server.
+      limit_s: after which the client is killed; by default a while after it ought to be done.
+      **options: see :class:`Options`.
+
+    Raises:
+      subprocess.TimeoutExpired: it was not done within ``limit_s``.
+      RuntimeError: the client itself failed. What the *server* does wrong is counted, in ``Load.errors``.
+    """
+    if limit_s is None:
+        limit_s = options.get("requests", 0) / SLOWEST_RATE + options.get("seconds", 0)
+        limit_s += options.get("warmup_s", 0) + options.get("timeout_s", 5.0) + SPARE_S
+    words = command(port, **options)
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
+    return Load.from_json(done.stdout)
+
+
+def command(port: int, **options: Unpack[Options]) -> list[str]:
+    """The command line of the client, for whoever starts it by other means than :func:`run`."""
+    words = [str(build()), "-p", str(port)]
+    for name, value in options.items():
+        if value is True:
+            words.append(LETTERS[name])
+        elif value is not False:
+            words += [LETTERS[name], str(value)]
+    return words
+
+
+def build() -> Path:
+    """Compile ``load.c`` if need be.
+
+    Returns:
+      The program's path.
+
+    Raises:
+      RuntimeError: there is no C compiler, or it reports an error.
+    """
+    program = _cache_directory() / "load"
+    if program.exists() and program.stat().st_mtime > SOURCE.stat().st_mtime:
+        return program
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise RuntimeError("bench/load.c needs a C compiler: install cc, or name one in the variable CC")
+    # Compiled beside the final name and moved there: a benchmark started meanwhile never runs half a file.
+    descriptor, name = tempfile.mkstemp(prefix="load-", dir=program.parent)
+    os.close(descriptor)
+    half = Path(name)
+    try:
+        words = [*compiler.split(), *FLAGS, "-o", name, str(SOURCE)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+        if done.returncode != 0:
+            raise RuntimeError(f"{compiler} could not compile {SOURCE}:\n{done.stderr}")
+        half.replace(program)
+    finally:
+        half.unlink(missing_ok=True)
+    return program
+
+
+def _cache_directory() -> Path:
+    directory = SOURCE.parent.parent / "build" / "bench"
+    with contextlib.suppress(OSError):
+        directory.mkdir(parents=True, exist_ok=True)
+    if os.access(directory, os.W_OK):
+        return directory
+    # A read-only checkout. One directory per user, since another user's program must not be run.
+    directory = Path(tempfile.gettempdir()) / f"pycluster-bench-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    if directory.stat().st_uid != os.getuid():
+        raise RuntimeError(f"{directory} belongs to somebody else; remove it or set TMPDIR")
+    return directory
+
+
+def main() -> int:
+    """The command line: show what the client saw; status 1 if there were errors."""
+    parser = argparse.ArgumentParser(description="Load a server on this machine.")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--clients", type=int, default=64)
+    amount = parser.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--seconds", type=float)
+    amount.add_argument("--requests", type=int)
+    parser.add_argument("--mode", choices=("echo", "http"), default="echo")
+    parser.add_argument("--keepalive", action="store_true")
+    parser.add_argument("--identify", action="store_true")
+    parser.add_argument("--size", type=int, default=1, help="bytes of an echo request")
+    parser.add_argument("--path", default="/", help="of an HTTP request")
+    parser.add_argument("--warmup", dest="warmup_s", type=float, default=0.0, help="seconds, with --seconds")
+    parser.add_argument("--timeout", dest="timeout_s", type=float, default=5.0, help="seconds per request")
+    parser.add_argument("--threads", type=int, default=1)
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    load = run(given.pop("port"), **given)
+
+    took = load.latency
+    print(f"{load.requests} requests in {load.seconds:.2f} s, {load.rate:.0f}/s, {load.connects} connections")
+    print(f"first byte: p50 {took.p50:.0f}  p90 {took.p90:.0f}  p99 {took.p99:.0f}", end="")
+    print(f"  p99.9 {took.p999:.0f}  max {took.max:.0f} µs")
+    print("errors:", ", ".join(f"{kind} {n}" for kind, n in load.errors.items() if n) or "none")
+    print(f"client: {load.cpu_seconds:.2f} s of processor in {load.elapsed_seconds:.2f} s")
+    for name, count in sorted(load.shares.items(), key=lambda share: -share[1]):
+        print(f"{count / load.requests:7.1%}  {name}")
+    return 1 if load.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
