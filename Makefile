@@ -1,0 +1,55 @@
+PYTHON ?= python3
+VENV ?= .venv
+# A compiler warning in the core breaks the build; `make WERROR= build` for a compiler that knows more warnings.
+WERROR ?= -Werror
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BUILT := build/built-in-$(notdir $(VENV))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build test lint bench wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: $(BUILT) ## compile the core and install the package, editable, in a virtual environment
+
+test: build lint ## run the linters, then the tests
+	$(BIN)/python -m pytest
+
+lint: build ## ruff, mypy, cython-lint, and the stubs against the built core
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint src/_cluster.pyx src/_linux.pxd
+	$(BIN)/stubtest --ignore-disjoint-bases pycluster._cluster
+
+bench: build ## compare the primary's round robin with the kernel's choice
+	$(BIN)/python bench/balance.py
+
+wheel: $(INSTALLED) ## build the source distribution and, from it, the wheel, in dist/
+	$(BIN)/python -m build
+
+clean: ## remove everything that was built, except the virtual environment
+	rm -rf build dist src/*.egg-info src/_cluster.c src/pycluster/*.so
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests bench examples -name __pycache__ -prune -exec rm -rf {} +
+
+# The dependencies only, without the package, so that the environment does not depend on whether the core compiles.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	    print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	$(BIN)/pip install --quiet --upgrade -r $(VENV)/requirements.txt
+	touch $@
+
+# The flag goes into CPPFLAGS because setuptools appends those, while CFLAGS replace the interpreter's own.
+# _cluster.c goes first because it would not notice a directive changed in setup.py.
+$(BUILT): $(INSTALLED) setup.py src/_cluster.pyx src/_linux.pxd
+	rm -f src/_cluster.c
+	CPPFLAGS="$(CPPFLAGS) $(WERROR)" $(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
+	mkdir -p $(@D)
+	touch $@
