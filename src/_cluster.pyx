@@ -610,7 +610,8 @@ cdef class Receiver:
           OSError: EMFILE, as of accept, before a connection is lost for want of a descriptor.
         """
         cdef int error
-        if fcntl(descriptor_limit() - wanted, F_GETFD) < 0 and errno == EBADF:
+        cdef int limit = descriptor_limit()
+        if limit > wanted and fcntl(limit - wanted, F_GETFD) < 0 and errno == EBADF:
             return wanted
         error = find_descriptor()
         if error < 0:
@@ -908,6 +909,12 @@ cdef int take_back(Channel *channel, Connection *connection) noexcept nogil:
             balancer.taken_back += 1
             return 0
         balancer.lost += 1
+
+
+cdef bint is_empty(Channel *channel) noexcept nogil:
+    """Whether nothing lies in the channel, whatever its worker says."""
+    cdef char byte
+    return recv(channel.receive_fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
 
 
 cdef int next_connection(ListenerState *listener, Connection *connection) noexcept nogil:
@@ -1375,7 +1382,7 @@ cdef class HandoffChannel:
             return
         with nogil:
             lock()
-            if state.listener == NULL:
+            if state.listener == NULL or is_empty(state):
                 free_channel(state)
             else:
                 ring_remove(&state.link)

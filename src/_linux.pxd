@@ -5,8 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<errno.h>" nogil:
     enum:
-        EAGAIN, EBADF, ECONNABORTED, EINTR, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK
-        EPERM, EPROTO, ETOOMANYREFS
+        EAGAIN, EBADF, ECONNABORTED, EINTR, EMFILE, EPROTO, ETOOMANYREFS
 
 
 cdef extern from "<sys/types.h>" nogil:
@@ -25,7 +24,6 @@ cdef extern from "<time.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
-    int dup(int fd)
     pid_t c_fork "fork"()
     int ftruncate(int fd, int64_t length)
     ssize_t read(int fd, void *buffer, size_t count)
@@ -42,7 +40,7 @@ cdef extern from "<fcntl.h>" nogil:
 
 cdef extern from "<signal.h>" nogil:
     enum:
-        SIGKILL, SIG_BLOCK, SIG_SETMASK
+        SIGKILL, SIG_SETMASK
     ctypedef struct sigset_t:
         pass
     int kill(pid_t pid, int signal)
@@ -79,7 +77,6 @@ cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
     int memfd_create(const char *name, unsigned int flags)
     void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
-    int munmap(void *address, size_t length)
 
 
 cdef extern from "<sys/resource.h>" nogil:
@@ -132,8 +129,8 @@ cdef extern from "<poll.h>" nogil:
 
 cdef extern from "<sys/socket.h>" nogil:
     enum:
-        AF_INET, AF_INET6, AF_UNIX, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL
-        SCM_RIGHTS, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_SEQPACKET, SOL_SOCKET, SO_COOKIE
+        AF_INET, AF_INET6, AF_UNIX, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
+        SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, SO_COOKIE
     ctypedef unsigned int socklen_t
     struct sockaddr:
         uint16_t sa_family
@@ -163,6 +160,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int accept4(int fd, sockaddr *address, socklen_t *length, int flags)
     int getpeername(int fd, sockaddr *address, socklen_t *length)
     int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
+    ssize_t recv(int fd, void *buffer, size_t length, int flags)
     ssize_t recvmsg(int fd, msghdr *message, int flags)
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)

@@ -1,10 +1,14 @@
-"""The one fixture: whole programs, each in its own process. Its types and the clients are in harness.py."""
+"""The fixtures: whole programs, each in its own process. Their types and the clients are in harness.py."""
 
+import contextlib
+import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from harness import Programs
+from puppets import Puppets, Start, puppets
 
 
 @pytest.fixture
@@ -16,3 +20,15 @@ def cluster_program() -> Iterator[Programs]:
     programs = Programs()
     yield programs
     programs.close()
+
+
+@pytest.fixture
+def start(cluster_program: Programs, tmp_path: pathlib.Path) -> Iterator[Start]:
+    """Start a cluster of puppets, under a policy; in the end they are killed."""
+    with contextlib.ExitStack() as stack:
+
+        def start(workers: int = 2, policy: str = "rr", **settings: Any) -> Puppets:
+            environment = {"PYCLUSTER_SCHED_POLICY": policy}
+            return stack.enter_context(puppets(cluster_program, tmp_path, workers, env=environment, **settings))
+
+        yield start

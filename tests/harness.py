@@ -28,8 +28,10 @@ SHARED_MEMORY = pathlib.Path("/dev/shm")
 PATIENCE_S = 15.0
 # api.md: workers are gone within 1 s after the primary. The rest is for the machine.
 GONE_S = 3.0
+UNDISTURBED_TRIES = 10
 
 Fact = dict[str, Any]
+Case = Callable[..., Fact]
 
 
 class Ended(NamedTuple):
@@ -288,6 +290,21 @@ class Programs:
             except AssertionError as fault:
                 faults.append(str(fault))
         assert not faults, "\n\n".join(faults)
+
+
+def run_case(programs: Programs, program: str, name: str, *args: str) -> Fact:
+    """Run one case of a program of cases. Returns what it tells.
+
+    A case may tell that it was disturbed: the machine kept it from the processor, so that what it tells says nothing.
+    It gets some more tries then.
+    """
+    for _ in range(UNDISTURBED_TRIES):
+        case = programs(program, name, *args)
+        fact = case.wait_for("facts")
+        assert case.finish().returncode == 0
+        if not fact.get("disturbed"):
+            return fact
+    raise AssertionError(f"{name} was disturbed {UNDISTURBED_TRIES} times, the last time by {fact['disturbed']}")
 
 
 def wait_until(true: Callable[[], object], timeout: float = PATIENCE_S) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 
 from harness import PATIENCE_S, Fact, Program, Programs, request, wait_until
 
+Start = Callable[..., "Puppets"]
+
 
 class Puppets:
     """A running cluster. `do` what you want of its processes, by worker's id; 0 is the primary."""

@@ -2,62 +2,29 @@
 
 import contextlib
 import errno
+import functools
 import os
-import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-from harness import Fact, Programs, connect, free_port, is_stopped, read_all, wait_until
-from puppets import Puppets, puppets, who_answers, worker_in
-
-Case = Callable[..., Fact]
-Start = Callable[..., Puppets]
-
-
-@pytest.fixture
-def start(cluster_program: Programs, tmp_path: pathlib.Path) -> Iterator[Start]:
-    """Start a cluster of puppets, under a policy; in the end they are killed."""
-    with contextlib.ExitStack() as stack:
-
-        def start(workers: int = 2, policy: str = "rr", **settings: Any) -> Puppets:
-            environment = {"PYCLUSTER_SCHED_POLICY": policy}
-            return stack.enter_context(puppets(cluster_program, tmp_path, workers, env=environment, **settings))
-
-        yield start
+from harness import Case, Programs, connect, free_port, is_stopped, read_all, run_case, wait_until
+from puppets import Start, who_answers, worker_in
 
 
 @pytest.fixture
 def balance_case(cluster_program: Programs) -> Case:
     """Run one of balance_cases.py; returns what it tells."""
-
-    def run(name: str, *args: str) -> Fact:
-        program = cluster_program("balance_cases", name, *args)
-        fact = program.wait_for("facts")
-        assert program.finish().returncode == 0
-        return fact
-
-    return run
-
-
-def undisturbed(case: Case, name: str) -> Fact:
-    """A run in which no connection was taken back, because the machine let the workers have the processor in time."""
-    for _ in range(5):
-        fact = case(name)
-        if fact["taken_back"] == 0:
-            return fact
-    pytest.skip("this machine is too busy for turns to be strict")
+    return functools.partial(run_case, cluster_program, "balance_cases")
 
 
 # ---- Turns
 
 
 def test_connections_one_after_another_go_round_strictly(balance_case: Case) -> None:
-    assert undisturbed(balance_case, "one_after_another")["workers"] == [i % 4 for i in range(22)]
+    assert balance_case("one_after_another")["workers"] == [i % 4 for i in range(22)]
 
 
 def test_a_burst_is_shared_evenly(balance_case: Case) -> None:
@@ -65,7 +32,7 @@ def test_a_burst_is_shared_evenly(balance_case: Case) -> None:
 
 
 def test_workers_may_come_and_go_and_the_others_take_turns(balance_case: Case) -> None:
-    fact = undisturbed(balance_case, "workers_come_and_go")
+    fact = balance_case("workers_come_and_go")
     assert fact["before"] == [0, 1, 0, 1]
     assert sorted(fact["joined"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert set(fact["left"]) == {1, 2}
@@ -267,7 +234,8 @@ def test_a_primary_without_descriptors_serves_again_when_it_has_some(start: Star
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert wait_until(lambda: cluster.do(0, "figures")["accept_failures"] > 0)
         cluster.do(0, "set_limit", soft=limit)
-        assert sorted(worker_in(read_all(client)) for client in clients) == [1, 1, 2, 2]
+        answers = [worker_in(read_all(client)) for client in clients]
+        assert abs(answers.count(1) - 2) <= cluster.taken_back
 
 
 class Load:

@@ -1,13 +1,11 @@
 """The core by itself, each case in a process of its own (programs/core_cases.py): accepting, sweeping, forking."""
 
 import errno
-from collections.abc import Callable
+import functools
 
 import pytest
 
-from harness import Fact, Programs
-
-Case = Callable[..., Fact]
+from harness import Case, Programs, run_case
 
 MANY_FILES = ["OSError", errno.EMFILE]
 NOTHING_THERE = ["BlockingIOError", errno.EAGAIN]
@@ -16,14 +14,7 @@ NOTHING_THERE = ["BlockingIOError", errno.EAGAIN]
 @pytest.fixture
 def core_case(cluster_program: Programs) -> Case:
     """Run one of core_cases.py; returns what it tells."""
-
-    def run(name: str, *args: str) -> Fact:
-        program = cluster_program("core_cases", name, *args)
-        fact = program.wait_for("facts")
-        assert program.finish().returncode == 0
-        return fact
-
-    return run
+    return functools.partial(run_case, cluster_program, "core_cases")
 
 
 # ---- Accepting

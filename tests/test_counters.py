@@ -2,29 +2,13 @@
 
 import contextlib
 import os
-import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
 from harness import Programs, connect, free_port, wait_until
-from puppets import Puppets, puppets
-
-Start = Callable[..., Puppets]
-
-
-@pytest.fixture
-def start(cluster_program: Programs, tmp_path: pathlib.Path) -> Iterator[Start]:
-    """Start a cluster of puppets; in the end they are killed."""
-    with contextlib.ExitStack() as stack:
-
-        def start(workers: int = 2, **settings: Any) -> Puppets:
-            return stack.enter_context(puppets(cluster_program, tmp_path, workers, **settings))
-
-        yield start
+from puppets import Puppets, Start
 
 
 def kill(cluster: Puppets, worker: int) -> None:

@@ -8,30 +8,15 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from harness import Programs, connect, free_port, read_all, wait_until
-from puppets import Puppets, puppets, who_answers, worker_in
+from puppets import Start, puppets, who_answers, worker_in
 from pycluster import protocol
 
-Start = Callable[..., Puppets]
-
 RR_AND_NONE = ["rr", "none"]
-
-
-@pytest.fixture
-def start(cluster_program: Programs, tmp_path: pathlib.Path) -> Iterator[Start]:
-    """Start a cluster of puppets, under a policy; in the end they are killed."""
-    with contextlib.ExitStack() as stack:
-
-        def start(workers: int = 2, policy: str = "rr", **settings: Any) -> Puppets:
-            environment = {"PYCLUSTER_SCHED_POLICY": policy}
-            return stack.enter_context(puppets(cluster_program, tmp_path, workers, env=environment, **settings))
-
-        yield start
 
 
 def is_refused(port: int) -> bool:

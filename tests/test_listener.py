@@ -3,37 +3,16 @@
 import collections
 import contextlib
 import errno
-import pathlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any
 
 import pytest
 
 from harness import PATIENCE_S, Programs, connect, free_port, read_all, request, wait_until
 from programs.servers import SERVERS
-from puppets import Puppets, cpu_s, puppets, who_answers, worker_in
-
-Start = Callable[..., Puppets]
+from puppets import Start, cpu_s, refuses, who_answers, worker_in
 
 RR_AND_NONE = ["rr", "none"]
-
-
-@pytest.fixture
-def start(cluster_program: Programs, tmp_path: pathlib.Path) -> Iterator[Start]:
-    """Start a cluster of puppets, under a policy; in the end they are killed."""
-    with ExitStack() as stack:
-
-        def start(workers: int = 2, policy: str = "rr", **settings: Any) -> Puppets:
-            environment = {"PYCLUSTER_SCHED_POLICY": policy}
-            cluster: AbstractContextManager[Puppets] = puppets(
-                cluster_program, tmp_path, workers, env=environment, **settings
-            )
-            return stack.enter_context(cluster)
-
-        yield start
 
 
 # ---- Unmodified servers
@@ -190,6 +169,45 @@ def test_ipv4_and_ipv6_listeners_on_one_port_are_two(start: Start) -> None:
     for worker in (1, 2):
         cluster.do(worker, "serve_in_a_thread")
     assert [who_answers(port, host) for host in ("127.0.0.1", "::1") * 2] == [1, 2] * 2
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+@pytest.mark.parametrize("how", ["dup", "fromfd", "fileno"])
+def test_a_duplicate_of_a_listener_is_the_same_listener(start: Start, how: str, policy: str) -> None:
+    cluster = start(workers=1, policy=policy)
+    original = cluster.do(1, "listen", how="cluster")
+    copy = cluster.do(1, "duplicate", how=how)
+    for told in (original, copy):
+        del told["fd"], told["text"]
+    if how == "fileno":  # a new socket that knows no timeout and no protocol
+        del original["proto"], copy["proto"]
+    assert copy == original
+    port = copy["name"][1]
+    for close in ("it", None, "copy"):
+        with connect(port) as client:
+            cluster.do(1, "accept", name="copy")
+            assert read_all(client) == b"worker 1"
+        if close is not None:
+            cluster.do(1, "close", name=close)
+    assert wait_until(lambda: refuses(lambda: connect(port).close()))
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_worker_that_waits_on_a_duplicate_of_its_listener_can_disconnect(
+    start: Start, policy: str, closes: bool
+) -> None:
+    cluster = start(workers=1, policy=policy)
+    cluster.do(1, "listen", how="cluster")
+    cluster.do(1, "duplicate")
+    if closes:
+        cluster.do(1, "close")
+    cluster.begin(1, "wait_on", how="accept", name="copy")
+    cluster.program.wait_for("waiting", worker=1)
+    cluster.do(0, "disconnect", worker=1)
+    cluster.program.wait_for("asked to exit", worker=1)
+    before = cpu_s(cluster.pid(1))
+    assert not wait_until(lambda: cpu_s(cluster.pid(1)) - before > 0.1, 0.4)
 
 
 # ---- cluster.listen

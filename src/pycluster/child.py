@@ -99,14 +99,14 @@ class Child:
         self._thread = threading.Thread(target=self._run, name="pycluster-control", daemon=True)
 
     def start(self) -> None:
-        """Start the control thread and say so to the primary."""
+        """Say to the primary that the process runs, and start the control thread."""
+        self._channel.send_control(protocol.encode(protocol.Online()))
         _cluster.arm_lifeline(self._channel.fileno(), LIFELINE_GRACE_S)
         _cluster.wake_on_first_open(self._wake)
         signal.signal(END_SIGNAL, self._on_end_signal)
         os.register_at_fork(after_in_child=self._abandon)
         if self.settings.share_ports:
             listener.install(self)
-        self._channel.send_control(protocol.encode(protocol.Online()))
         self._thread.start()
 
     def run(self, script: Script, args: list[str]) -> NoReturn:
@@ -300,11 +300,13 @@ class Child:
 
     def _silence_listeners(self) -> int:
         """Silence the listeners that nothing waits for. Returns how many something still waits for."""
-        waiting = [shared for shared in listener.shared_sockets() if shared.receiver is not None and shared.waiting]
+        waiting = 0
         for shared in listener.shared_sockets():
-            if shared not in waiting:
+            if shared.receiver is not None and shared.waiting:
+                waiting += 1
+            else:
                 shared.silence()
-        return len(waiting)
+        return waiting
 
     def _say_drained(self) -> None:
         _cluster.disarm_lifeline()

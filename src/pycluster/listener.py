@@ -20,13 +20,16 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from . import _cluster
 
 # As Node.js: server.listen(), `backlog`.
 DEFAULT_BACKLOG = 511
+
+# What the kernel would say of the channel, and not of the listening socket that it stands for.
+_TOLD_BY_US = (socket.SO_ACCEPTCONN, socket.SO_TYPE, socket.SO_DOMAIN, socket.SO_PROTOCOL)
 
 _exclusive: contextvars.ContextVar[bool] = contextvars.ContextVar("pycluster_exclusive", default=False)
 
@@ -47,18 +50,49 @@ class Primary(Protocol):
 
     def release(self, key: int) -> None: ...
 
+    def defer(self, function: Callable[[], object]) -> None: ...
+
 
 class Shared:
-    """A socket of this worker whose port is shared."""
+    """A descriptor of this worker whose port is shared. Duplicates of one descriptor have one key."""
 
-    def __init__(self, sock: socket.socket, bound: Bound) -> None:
-        self.fd = sock.fileno()
+    def __init__(self, fd: int, bound: Bound, owner: socket.socket | None) -> None:
+        self.fd = fd
         self.key = bound.key
         self.address = bound.address
+        self.identity = _identity_of(fd)
         self.listening = False
+        self.cell: int | None = None
         self.receiver: _cluster.Receiver | None = None
         self.silent = False
-        self.owner: weakref.ref[socket.socket] | None = weakref.ref(sock, lambda _: _forget(self.fd, self))
+        # None: the descriptor lives on without a socket object of Python's that would tell of its end.
+        self.owner = None if owner is None else weakref.ref(owner, lambda _: _forget(self))
+
+    def receive_from(self, fd: int, cell: int | None) -> None:
+        """Put the descriptor that the primary gave in the place of this one. `cell`: see the core's Receiver."""
+        os.dup2(fd, self.fd, inheritable=False)
+        self.identity = _identity_of(self.fd)
+        self.cell = cell
+        if cell is not None:
+            self.receiver = _cluster.Receiver(self.fd, cell)
+        self.listening = True
+
+    def adopt(self, fd: int, owner: socket.socket | None) -> "Shared":
+        """Share a duplicate of this descriptor, too."""
+        twin = _shared[fd] = Shared(fd, Bound(self.key, self.address), owner)
+        twin.listening = self.listening
+        twin.cell = self.cell
+        if self.cell is not None:
+            twin.receiver = _cluster.Receiver(fd, self.cell)
+        return twin
+
+    def adopt_duplicates(self) -> None:
+        """Find the duplicates that nobody has told of: what is done to all of one key must be done to them."""
+        for name in os.listdir("/proc/self/fd"):
+            fd = int(name)
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if fd not in _shared and _identity_of(fd) == self.identity:
+                    self.adopt(fd, None)
 
     @property
     def waiting(self) -> bool:
@@ -79,6 +113,7 @@ class Shared:
             self.silent = True
             _unwatch(self.fd)
             os.dup2(_quiet_descriptor(), self.fd, inheritable=False)
+            self.identity = _identity_of(self.fd)
             if self.receiver is None:
                 self.receiver = _cluster.Receiver(self.fd, 0)  # accept waits there as on a channel where nothing comes
 
@@ -102,13 +137,17 @@ def exclusive() -> Iterator[None]:
 
 
 def shared_sockets() -> list[Shared]:
-    """The shared sockets of this worker that listen."""
-    return [shared for shared in list(_shared.values()) if shared.listening]
+    """The shared descriptors of this worker that listen, duplicates included."""
+    with _closing:
+        for shared in list(_shared.values()):
+            if shared.listening and not shared.silent:
+                shared.adopt_duplicates()
+        return [shared for shared in _shared.values() if shared.listening]
 
 
 def receiver_of(sock: socket.socket) -> _cluster.Receiver | None:
     """The channel that this socket accepts from, if it is one."""
-    shared = _shared.get(sock.fileno())
+    shared = _find(sock)
     return None if shared is None else shared.receiver
 
 
@@ -150,6 +189,7 @@ def install(primary: Primary) -> None:
         ("setblocking", _setblocking),
         ("_real_close", _real_close),
         ("detach", _detach),
+        ("dup", _dup),
     ):
         setattr(socket.socket, name, method)
 
@@ -174,6 +214,7 @@ _plain_getsockname = socket.socket.getsockname
 _plain_getsockopt: Any = socket.socket.getsockopt
 _plain_real_close = socket.socket._real_close  # type: ignore[attr-defined]
 _plain_detach = socket.socket.detach
+_plain_dup = socket.socket.dup
 
 
 def _bind(self: socket.socket, address: Any, /) -> None:
@@ -197,11 +238,11 @@ def _is_sharable(sock: socket.socket, address: Any) -> bool:
 
 def _bind_shared(sock: socket.socket, address: tuple[Any, ...], index: int | None) -> None:
     assert _primary is not None
-    if sock.fileno() in _shared:
+    if _find(sock) is not None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as bind(2) answers for a bound socket
     resolved = _resolve(sock, address)
     bound = _primary.bind(int(sock.family), int(sock.type), resolved, index, sock.fileno())
-    _shared[sock.fileno()] = Shared(sock, bound)
+    _shared[sock.fileno()] = Shared(sock.fileno(), bound, sock)
 
 
 def _resolve(sock: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -215,7 +256,7 @@ def _resolve(sock: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _listen(self: socket.socket, backlog: int = 128, /) -> None:
-    shared = _shared.get(self.fileno())
+    shared = _find_any(self)
     if shared is None or _primary is None:
         return _plain_listen(self, backlog)
     if not -(2**31) <= backlog < 2**31:
@@ -228,10 +269,7 @@ def _listen(self: socket.socket, backlog: int = 128, /) -> None:
     fd, cell = ticket
     try:
         if not shared.listening:
-            os.dup2(fd, shared.fd, inheritable=False)
-            if cell is not None:
-                shared.receiver = _cluster.Receiver(shared.fd, cell)
-            shared.listening = True
+            shared.receive_from(fd, cell)
             self.settimeout(self.gettimeout())  # whether the descriptor blocks came with the new one
     finally:
         os.close(fd)
@@ -243,7 +281,7 @@ def _listen(self: socket.socket, backlog: int = 128, /) -> None:
 
 
 def _accept(self: socket.socket) -> tuple[int, Any]:
-    shared = _shared.get(self.fileno())
+    shared = _find_any(self)
     if shared is None:
         return _plain_accept(self)  # type: ignore[no-any-return]
     if shared.receiver is not None:
@@ -288,55 +326,95 @@ def _setblocking(self: socket.socket, flag: bool, /) -> None:
 
 def _unblock_shared(sock: socket.socket) -> None:
     """Under SCHED_NONE all workers share one flag, and one that blocks must not make another one block."""
-    shared = _shared.get(sock.fileno())
+    shared = _find(sock)
     if shared is not None and shared.listening and shared.receiver is None:
         os.set_blocking(shared.fd, False)
 
 
 def _getsockname(self: socket.socket) -> Any:
-    shared = _shared.get(self.fileno())
-    return _plain_getsockname(self) if shared is None else shared.address
+    shared = _find(self)
+    if shared is None:
+        name = _plain_getsockname(self)
+        if name or (shared := _find_any(self)) is None:
+            return name
+    return shared.address
 
 
 def _getsockopt(self: socket.socket, level: int, option: int, *rest: int) -> Any:
-    if level == socket.SOL_SOCKET and self.fileno() in _shared:
+    if level == socket.SOL_SOCKET and option in _TOLD_BY_US and (shared := _find_any(self)) is not None:
         if option == socket.SO_ACCEPTCONN:
-            return int(_shared[self.fileno()].listening)
+            return int(shared.listening)
         if option == socket.SO_TYPE:
             return int(self.type)
         if option == socket.SO_DOMAIN:
             return int(self.family)
-        if option == socket.SO_PROTOCOL:
-            return self.proto or socket.IPPROTO_TCP
+        return self.proto or socket.IPPROTO_TCP
     return _plain_getsockopt(self, level, option, *rest)
 
 
 def _real_close(self: socket.socket, _ss: Any = _socket.socket) -> None:
-    shared = _shared.get(self.fileno())
+    shared = _find(self)
     if shared is None:
         _plain_real_close(self, _ss)
         return
     with _closing:
+        shared.adopt_duplicates()
         _shared.pop(shared.fd, None)
         _plain_real_close(self, _ss)
     _release(shared)  # after the close: what lies in the channel is the primary's now
 
 
 def _detach(self: socket.socket) -> int:
-    if shared := _shared.get(self.fileno()):
+    if shared := _find(self):
         shared.owner = None  # the descriptor lives on, whatever becomes of this object
     return _plain_detach(self)
 
 
-def _forget(fd: int, shared: Shared) -> None:
-    """The collector is about to close a shared socket that nobody has closed."""
-    if _shared.get(fd) is shared:
-        del _shared[fd]
-        _release(shared)
+def _dup(self: socket.socket) -> socket.socket:
+    duplicate = _plain_dup(self)
+    if _find_any(duplicate) is not None:
+        _unblock_shared(duplicate)
+    return duplicate
+
+
+def _find(sock: socket.socket) -> Shared | None:
+    """What is known to be shared under this socket's descriptor."""
+    shared = _shared.get(sock.fileno())
+    if shared is not None and shared.owner is None and _identity_of(shared.fd) != shared.identity:
+        _forget(shared)  # closed by its number, which is another file's now
+        return None
+    return shared
+
+
+def _find_any(sock: socket.socket) -> Shared | None:
+    """The same, and what is a duplicate of a shared descriptor (dup, fromfd) that nobody has told of."""
+    shared = _find(sock)
+    if shared is None and _shared and sock.fileno() >= 0:
+        identity = _identity_of(sock.fileno())
+        with _closing:
+            for twin in list(_shared.values()):
+                if twin.identity == identity:
+                    return twin.adopt(sock.fileno(), sock)
+    return shared
+
+
+def _identity_of(fd: int) -> tuple[int, int]:
+    """What duplicates of one descriptor have in common."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _forget(shared: Shared) -> None:
+    """Its descriptor is closed, or about to be closed by the collector, without our having been told."""
+    if _shared.get(shared.fd) is shared:
+        del _shared[shared.fd]
+        if _primary is not None:
+            _primary.defer(lambda: _release(shared))  # the collector runs anywhere, where locks are held too
 
 
 def _release(shared: Shared) -> None:
-    if _primary is not None:
+    """Tell the primary that the listener is closed here, if this was its last descriptor."""
+    if _primary is not None and not any(other.key == shared.key for other in list(_shared.values())):
         _primary.release(shared.key)
 
 

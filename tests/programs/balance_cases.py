@@ -3,9 +3,7 @@
 import os
 import random
 import socket
-import sys
 import time
-from collections.abc import Callable
 
 from programs.core_front import (
     PATIENCE_S,
@@ -15,9 +13,11 @@ from programs.core_front import (
     consumed_cell,
     descriptors_left,
     error_of,
+    expect_taken_back,
+    reach,
+    run_case,
     wait_until,
 )
-from programs.facts import tell
 from pycluster import _cluster
 
 
@@ -37,13 +37,17 @@ def wakeups_in(seconds: float) -> float:
 
 def one_after_another() -> Facts:
     front = Front(4)
-    return {"workers": [front.serve_one() for _ in range(22)], "taken_back": figure("taken_back")}
+    workers = [front.serve_one() for _ in range(22)]
+    expect_taken_back(0)
+    return {"workers": workers}
 
 
 def in_a_burst() -> Facts:
     front = Front(4)
     front.give(25, 25, 25, 25)
-    return {"taken": [len(worker.take_all()) for worker in front.workers]}
+    taken = [len(worker.take_all()) for worker in front.workers]
+    expect_taken_back(0)
+    return {"taken": taken}
 
 
 def workers_come_and_go() -> Facts:
@@ -53,17 +57,20 @@ def workers_come_and_go() -> Facts:
     joined = [front.serve_one() for _ in range(60)]
     front.retire(front.workers[0])
     left = [front.serve_one() for _ in range(20)]
-    return {"before": before, "joined": joined[-9:], "left": left, "taken_back": figure("taken_back")}
+    expect_taken_back(0)
+    return {"before": before, "joined": joined[-9:], "left": left}
 
 
 def max_pending() -> Facts:
     front = Front(2, max_pending=2)
     front.connect(10)
-    assert wait_until(lambda: front.backlog() == 6)
+    reach(lambda: front.backlog() == 6)
     full = front.dispatched()
+    expect_taken_back(0)
     front.workers[1].take().close()
-    assert wait_until(lambda: front.backlog() == 5 and sum(front.dispatched()) == 5)
+    reach(lambda: front.backlog() == 5 and sum(front.dispatched()) == 5)
     one_taken = front.dispatched()
+    expect_taken_back(0)
     taken: list[socket.socket] = []
 
     def all_taken() -> bool:
@@ -77,7 +84,7 @@ def max_pending() -> Facts:
 def another_listener_is_full() -> Facts:
     full = Front(1, max_pending=1)
     full.connect(5)
-    assert wait_until(lambda: full.backlog() == 4)
+    reach(lambda: full.backlog() == 4)
     other = Front(1, max_pending=1, first_id=2)
     return {"workers": [other.serve_one() for _ in range(5)], "backlog": full.backlog()}
 
@@ -91,6 +98,7 @@ def a_worker_is_gone() -> Facts:
     front.retire(front.workers[0])
     assert wait_until(lambda: front.dispatched()[0] == 0 and sum(front.dispatched()) == 9)
     dispatched = front.dispatched()
+    expect_taken_back(3)
     taken = [sock.getpeername() for worker in front.workers[1:] for sock in worker.take_all()]
     return {
         "dispatched": dispatched,
@@ -193,7 +201,7 @@ def all_workers_are_blocked() -> Facts:
 def closing_the_listener() -> Facts:
     front = Front(2, max_pending=1)
     front.connect(8)
-    assert wait_until(lambda: front.backlog() == 6)
+    reach(lambda: front.backlog() == 6)
     front.listener.close()
     front.listener.close()
     front.sock.close()
@@ -211,7 +219,7 @@ def closing_the_listener_with_orphans() -> Facts:
     """Connections of a worker that is gone, that no other one has had room for yet."""
     front = Front(2, max_pending=1)
     front.connect(4)
-    assert wait_until(lambda: front.backlog() == 2)
+    reach(lambda: front.backlog() == 2)
     front.retire(front.workers[0])
     front.listener.close()
     taken = len(front.workers[1].take_all())
@@ -256,7 +264,7 @@ def full() -> Facts:
     """Connections wait in the backlog for workers that take nothing."""
     front = Front(2, max_pending=1)
     front.connect(6)
-    assert wait_until(lambda: front.backlog() == 4)
+    reach(lambda: front.backlog() == 4)
     wakeups_in(0.2)  # it looks less and less often
     return {"wakeups": wakeups_in(0.5)}
 
@@ -332,5 +340,4 @@ def a_lying_worker_that_accepts_nothing() -> Facts:
 
 
 if __name__ == "__main__":
-    case: Callable[..., Facts] = globals()[sys.argv[1]]
-    tell("facts", **case(*sys.argv[2:]))
+    run_case(globals())

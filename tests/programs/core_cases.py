@@ -8,11 +8,9 @@ import resource
 import select
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 from programs.core_front import (
@@ -24,6 +22,7 @@ from programs.core_front import (
     descriptors_left,
     error_of,
     region,
+    run_case,
     wait_until,
 )
 from programs.facts import tell
@@ -442,5 +441,4 @@ def lifeline(disarmed: str) -> Facts:
 
 
 if __name__ == "__main__":
-    case: Callable[..., Facts] = globals()[sys.argv[1]]
-    tell("facts", **case(*sys.argv[2:]))
+    run_case(globals())

@@ -10,10 +10,12 @@ import os
 import resource
 import select
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from programs.facts import tell
 from pycluster import _cluster
 
 Facts = dict[str, Any]
@@ -22,6 +24,10 @@ MAX_WORKERS = 16
 MAX_COUNTERS = 8
 # Long enough for a loaded machine; nothing waits for so long when all is well.
 PATIENCE_S = 10.0
+
+
+class Disturbed(Exception):
+    """This process was kept from the processor for so long that the balancer took its workers for blocked."""
 
 
 class FakeWorker:
@@ -88,7 +94,10 @@ class Front:
     def give(self, *dispatched: int) -> None:
         """New clients, until so many have been handed to each worker."""
         self.connect(sum(dispatched) - len(self.clients))
-        assert wait_until(lambda: self.dispatched() == list(dispatched)), self.dispatched()
+        reach(lambda: sum(self.dispatched()) == sum(dispatched))
+        if self.dispatched() != list(dispatched):
+            expect_taken_back(0)
+            raise AssertionError(self.dispatched())
 
     def serve_one(self) -> int:
         """A new connection, accepted by whoever gets it. Returns which worker that was."""
@@ -123,6 +132,32 @@ class Front:
         worker.channel.close()
         os.close(worker.fd)
         worker.fd = -1
+
+
+def expect_taken_back(count: int) -> None:
+    """Check that the balancer has taken back as much as the case has made it to.
+
+    Raises:
+      Disturbed: it was more.
+    """
+    taken_back = _cluster.balancer_figures()["taken_back"]
+    if taken_back > count:
+        raise Disturbed(f"{taken_back} connections taken back")
+
+
+def reach(state: Callable[[], bool]) -> None:
+    """Wait until all has gone where it should, with nothing taken back."""
+    if not wait_until(state):
+        expect_taken_back(0)
+        raise AssertionError("waited in vain")
+
+
+def run_case(cases: dict[str, Any]) -> None:
+    """Run the case that the command line names, and tell its facts, or that it was disturbed."""
+    try:
+        tell("facts", **cases[sys.argv[1]](*sys.argv[2:]))
+    except Disturbed as disturbance:
+        tell("facts", disturbed=str(disturbance))
 
 
 def region_lines() -> list[str]:

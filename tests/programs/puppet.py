@@ -162,6 +162,18 @@ def close(name: str = "it") -> None:
     listeners.pop(name).close()
 
 
+def duplicate(name: str = "it", new: str = "copy", how: str = "dup") -> dict[str, Any]:
+    """Make another socket of the same listener."""
+    sock = listeners[name]
+    if how == "dup":
+        listeners[new] = sock.dup()
+    elif how == "fromfd":
+        listeners[new] = socket.fromfd(sock.fileno(), sock.family, sock.type)
+    else:
+        listeners[new] = socket.socket(fileno=os.dup(sock.fileno()), family=sock.family, type=sock.type)
+    return describe(new)
+
+
 def forget(name: str = "it") -> None:
     """Lose a listener without closing it, as careless programs do."""
     del listeners[name]
