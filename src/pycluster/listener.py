@@ -88,6 +88,8 @@ class Shared:
 
     def adopt_duplicates(self) -> None:
         """Find the duplicates that nobody has told of: what is done to all of one key must be done to them."""
+        if self.silent:
+            return  # all silent descriptors are duplicates of one
         for name in os.listdir("/proc/self/fd"):
             fd = int(name)
             with contextlib.suppress(OSError):  # closed meanwhile
@@ -140,7 +142,7 @@ def shared_sockets() -> list[Shared]:
     """The shared descriptors of this worker that listen, duplicates included."""
     with _closing:
         for shared in list(_shared.values()):
-            if shared.listening and not shared.silent:
+            if shared.listening:
                 shared.adopt_duplicates()
         return [shared for shared in _shared.values() if shared.listening]
 
@@ -393,7 +395,7 @@ def _find_any(sock: socket.socket) -> Shared | None:
         identity = _identity_of(sock.fileno())
         with _closing:
             for twin in list(_shared.values()):
-                if twin.identity == identity:
+                if twin.identity == identity and not twin.silent:
                     return twin.adopt(sock.fileno(), sock)
     return shared
 
