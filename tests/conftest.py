@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,11 @@ import pytest
 
 from harness import Programs
 from puppets import Puppets, Start, puppets
+
+# Whoever runs the tests in the background, or under nohup, has these ignored; a program inherits that, and nothing else.
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
