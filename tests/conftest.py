@@ -11,7 +11,7 @@ import pytest
 from harness import Programs
 from puppets import Puppets, Start, puppets
 
-# Whoever runs the tests in the background, or under nohup, has these ignored; a program inherits that, and nothing else.
+# Whoever runs the tests in the background, or under nohup, has these ignored, and programs would inherit that.
 for number in (signal.SIGHUP, signal.SIGINT):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
