@@ -40,10 +40,10 @@ cdef void add(uint64_t *cell, uint64_t value) noexcept nogil:
 
 # ---- The shared region -------------------------------------------------------------------------------------------
 #
-# One memfd, mapped by the primary before its first fork and inherited by every worker. It is sealed, so that no
-# process can shrink it under another one's feet. Nothing in it is a lock and nothing in it is a pointer: a process
-# that dies, or that writes rubbish, can spoil numbers, never block or crash another one. Whoever reads a number that
-# another process writes checks it before it acts on it (see `pending`).
+# One memfd, mapped by the primary before its first fork and inherited by every worker; a spawned worker maps it anew.
+# It is sealed, so that no process can shrink it under another one's feet. Nothing in it is a lock and nothing in it is
+# a pointer: a process that dies, or that writes rubbish, can spoil numbers, never block or crash another one. Whoever
+# reads a number that another process writes checks it before it acts on it (see `pending`).
 #
 #   offset              what                                                   written by
 #   0                   Header                                                 primary
@@ -133,6 +133,26 @@ cdef void settle_in(uint64_t index) noexcept nogil:
     own_counters = counters_of(own_slot)
 
 
+cdef uint64_t names_end(uint32_t counters) noexcept nogil:
+    return (HEADER_SIZE + counters * <uint64_t>sizeof(Name) + 63) & ~<uint64_t>63
+
+
+cdef uint64_t size_of_slot(uint32_t counters) noexcept nogil:
+    return (sizeof(Slot) + 8 * <uint64_t>counters + 63) & ~<uint64_t>63
+
+
+cdef uint64_t region_size(uint32_t workers, uint32_t counters) noexcept nogil:
+    return names_end(counters) + (FIRST_WORKER_SLOT + <uint64_t>workers) * size_of_slot(counters)
+
+
+cdef void lay_out(uint32_t workers, uint32_t counters) noexcept nogil:
+    global slots_offset, slot_size, max_workers, max_counters
+    max_workers = workers
+    max_counters = counters
+    slots_offset = names_end(counters)
+    slot_size = size_of_slot(counters)
+
+
 def create_region(uint32_t workers, uint32_t counters):
     """Create and map the shared region for so many workers and counters. Primary only, once.
 
@@ -141,13 +161,10 @@ def create_region(uint32_t workers, uint32_t counters):
     Raises:
       OSError: the system has no memory or no descriptor left.
     """
-    global region, region_fd, slots_offset, slot_size, max_workers, max_counters
+    global region, region_fd
     if region != NULL:
         raise RuntimeError("the shared region exists")
-    cdef uint64_t names_end = HEADER_SIZE + counters * <uint64_t>sizeof(Name)
-    cdef uint64_t offset = (names_end + 63) & ~<uint64_t>63
-    cdef uint64_t per_slot = (sizeof(Slot) + 8 * <uint64_t>counters + 63) & ~<uint64_t>63
-    cdef uint64_t size = offset + (FIRST_WORKER_SLOT + workers) * per_slot
+    cdef uint64_t size = region_size(workers, counters)
     cdef int fd = memfd_create(b"pycluster", MFD_CLOEXEC | MFD_ALLOW_SEALING)
     if fd < 0:
         raise system_error("memfd_create", errno)
@@ -164,11 +181,11 @@ def create_region(uint32_t workers, uint32_t counters):
         raise system_error("mmap", error)
     region_fd = fd
     region = <Header *>mapped
-    max_workers = region.max_workers = workers
-    max_counters = region.max_counters = counters
-    slot_size = per_slot
-    region.slot_size = <uint32_t>per_slot
-    slots_offset = region.slots = offset
+    lay_out(workers, counters)
+    region.max_workers = workers
+    region.max_counters = counters
+    region.slot_size = <uint32_t>slot_size
+    region.slots = slots_offset
     region.size = size
     region.slots_used = FIRST_WORKER_SLOT
     region.version = REGION_VERSION
@@ -176,6 +193,37 @@ def create_region(uint32_t workers, uint32_t counters):
     settle_in(PRIMARY_SLOT)
     own_slot.pid = os.getpid()
     own_slot.started_at_ns = started_now()
+
+
+def attach_region(int fd, uint32_t version, uint32_t workers, uint32_t counters):
+    """Map the region behind the inherited descriptor `fd`, and close that. A spawned worker's first step.
+
+    The primary says what it is: what stands in the region itself, any worker may have spoilt.
+
+    Raises:
+      OSError: it cannot be mapped.
+      RuntimeError: it is of another version of the library.
+    """
+    global region
+    cdef uint64_t size = region_size(workers, counters)
+    cdef off_t found = lseek(fd, 0, SEEK_END)
+    cdef void *mapped = MAP_FAILED
+    cdef int error
+    if version == REGION_VERSION and found == <off_t>size:
+        mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    error = errno
+    close(fd)
+    if version != REGION_VERSION or (found >= 0 and found != <off_t>size):
+        raise RuntimeError("the primary runs another version of pycluster; start the cluster anew")
+    if mapped == MAP_FAILED:
+        raise system_error("mapping the shared region", error)
+    region = <Header *>mapped
+    lay_out(workers, counters)
+
+
+def region_to_inherit():
+    """The region's descriptor (borrowed) and its version, for a spawned worker to inherit."""
+    return region_fd, REGION_VERSION
 
 
 def close_region_descriptor():

@@ -10,6 +10,7 @@ cdef extern from "<errno.h>" nogil:
 
 cdef extern from "<sys/types.h>" nogil:
     ctypedef int pid_t
+    ctypedef long off_t
 
 
 cdef extern from "<time.h>" nogil:
@@ -23,9 +24,12 @@ cdef extern from "<time.h>" nogil:
 
 
 cdef extern from "<unistd.h>" nogil:
+    enum:
+        SEEK_END
     int close(int fd)
     pid_t c_fork "fork"()
     int ftruncate(int fd, int64_t length)
+    off_t lseek(int fd, off_t offset, int whence)
     ssize_t read(int fd, void *buffer, size_t count)
     ssize_t write(int fd, const void *buffer, size_t count)
     void _exit(int status)

@@ -5,12 +5,9 @@ hears `disconnect`. It is the only one that reads the channel and the only one t
 it ends the main thread's script with SystemExit, delivered by a signal, so that a blocking call is interrupted too.
 """
 
-import _signal  # type: ignore[import-not-found]
 import atexit
 import contextlib
 import errno
-import gc
-import logging
 import os
 import runpy
 import select
@@ -18,9 +15,8 @@ import signal
 import sys
 import threading
 import traceback
-import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,7 +31,6 @@ if TYPE_CHECKING:
     import socket
 
     from .channel import Callback, HasFileno
-    from .stdio import WorkerStdio
 
 # How long Python may take to leave by itself when the primary is gone; api.md promises 1 s in all.
 LIFELINE_GRACE_S = 0.7
@@ -377,72 +372,6 @@ class Child:
         signal.signal(END_SIGNAL, signal.SIG_DFL)
         os.close(self._wake)
         self._epoll.close()
-
-
-def prepare_process(env: Mapping[str, str] | None, settings: Settings, stdio: "WorkerStdio") -> None:
-    """Make a fresh process of a forked one, before anything of the worker's runs. Main thread."""
-    _forget_signal_handlers()
-    _forget_event_loop()
-    _forget_exit_functions()
-    # What the primary has made stays shared with it: the collector must not touch it.
-    gc.freeze()
-    stdio.install()
-    if env is not None:
-        os.environ.update(env)
-    if settings.cwd is not None:
-        os.chdir(settings.cwd)
-    if settings.uid is not None or settings.gid is not None:
-        _drop_rights(settings)
-
-
-def _forget_signal_handlers() -> None:
-    signal.set_wakeup_fd(-1)
-    # The plain functions: signal's own make an enum of every number, and this is 64 times in every start of a worker.
-    for number in range(1, signal.NSIG):
-        if callable(_signal.getsignal(number)):
-            _signal.signal(number, _signal.SIG_DFL)
-    # A terminal's Ctrl-C goes to the primary and to the workers; the primary answers it for all of them. A handler, not
-    # SIG_IGN, which the programs that a worker starts would inherit.
-    signal.signal(signal.SIGINT, _leave_it_to_the_primary)
-    _cluster.restore_signals()
-
-
-def _leave_it_to_the_primary(number: int, frame: object) -> None:
-    pass
-
-
-def _forget_event_loop() -> None:
-    """Python 3.12 does this itself (gh-66285)."""
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is not None:
-        asyncio._set_running_loop(None)
-        policy = getattr(asyncio.events, "_event_loop_policy", None)
-        if policy is not None and hasattr(policy, "_local"):
-            policy._local = type(policy._local)()
-
-
-def _forget_exit_functions() -> None:
-    """The primary's atexit functions are not ours, nor are its temporary directories."""
-    atexit._clear()
-    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        finalizer.atexit = False
-    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
-    atexit.register(logging.shutdown)
-    # The implicit run of the primary happens while its threading module shuts down.
-    threading._SHUTTING_DOWN = False  # type: ignore[attr-defined]
-    if futures := sys.modules.get("concurrent.futures.thread"):
-        futures._shutdown = False  # type: ignore[attr-defined]
-    if futures := sys.modules.get("concurrent.futures.process"):
-        futures._global_shutdown = False  # type: ignore[attr-defined]
-
-
-def _drop_rights(settings: Settings) -> None:
-    if settings.uid is not None:
-        os.setgroups([] if settings.gid is None else [settings.gid])
-    if settings.gid is not None:
-        os.setgid(settings.gid)
-    if settings.uid is not None:
-        os.setuid(settings.uid)
 
 
 def _users_part(trace: TracebackType | None) -> TracebackType | None:

@@ -309,7 +309,9 @@ class Cluster(Emitter):
         if self._child is not None:
             raise NotPrimaryError(f"cluster.{name} is the primary's; this is worker {self._child.worker.id}")
         if self._primary is None:
-            self._primary = Primary(self._settings, self._policy, self.emit, self._report_exception, self._become_child)
+            self._primary = Primary(
+                self._settings, self._policy, self.emit, self._report_exception, self._become_worker
+            )
         self._primary.policy = self._policy
         if not self._has_hooks:
             self._has_hooks = True
@@ -336,10 +338,13 @@ class Cluster(Emitter):
             self._primary.abandon()
             self._primary = None
 
-    def _become_child(self, child: Child) -> None:
+    def _become_worker(self, worker_id: int, slot: int, channel: socket.socket, settings: Settings) -> Child:
+        """In a new worker, which owns its end of the control channel from now on."""
         self.forget_listeners()
-        self._child = child
-        self._settings = child.settings
+        self._has_region = True
+        self._settings = settings
+        self._child = Child(worker_id, slot, channel, settings, self._report_exception)
+        return self._child
 
     def _report_exception(self, exception: Exception) -> None:
         if self.listeners("error"):

@@ -20,19 +20,20 @@ import msgspec
 
 from . import _cluster, protocol
 from .channel import CONTROL, Channel, Frame
-from .child import Child, prepare_process
 from .errors import ChannelClosedError, ClusterError, ProtocolError
 from .handles import Handle, RoundRobinHandle, SharedHandle
 from .loop import Loop
 from .script import find_script
 from .settings import Settings
 from .signals import as_signal
+from .start import prepare_copy, spawn
 from .stdio import WorkerStdio
 from .worker import STATES, Address, Worker
 
 if TYPE_CHECKING:
     from .channel import Callback, HasFileno
     from .channel import Handle as MessageHandle
+    from .child import Child
 
 Policy = Literal["rr", "none"]
 
@@ -64,19 +65,19 @@ class Primary:
         policy: Policy,
         emit: Callable[..., object],
         report: Callable[[Exception], None],
-        become_child: Callable[[Child], None],
+        become_worker: "Callable[[int, int, socket.socket, Settings], Child]",
     ) -> None:
         """
         Args:
           emit: emits an event on the cluster.
           report: is told of exceptions in handlers.
-          become_child: called in a new worker, with its role, in the place of this one.
+          become_worker: gives a forked worker its role, in the place of this one.
         """
         self.settings = settings
         self.policy = policy
         self._emit = emit
         self._report = report
-        self._become_child = become_child
+        self._become_worker = become_worker
         self._loop = Loop()
         self._ids = 0
         self._members: dict[int, _Member] = {}
@@ -106,16 +107,19 @@ class Primary:
             raise
         slot = _cluster.acquire_slot(worker_id)
         try:
-            _flush_standard_streams()
-            pid, pidfd = _cluster.fork()
-        except OSError:
+            if settings.start_method == "spawn":
+                pid, pidfd = spawn(worker_id, slot, theirs.fileno(), script, args, env, settings, stdio)
+            else:
+                _flush_standard_streams()
+                pid, pidfd = _cluster.fork()
+        except BaseException:
             _cluster.release_slot(slot)
             stdio.discard()
             ours.close()
             theirs.close()
             raise
         if pid == 0:
-            self._start_child(worker_id, slot, theirs, ours, env, stdio).run(script, args)
+            self._start_copy(worker_id, slot, theirs, ours, env, stdio).run(script, args)
         theirs.close()
         self._ids = worker_id
         worker = self._adopt(worker_id, pid, pidfd, slot, ours)
@@ -123,7 +127,7 @@ class Primary:
         self._loop.defer(lambda: self._emit("fork", worker))
         return worker
 
-    def _start_child(
+    def _start_copy(
         self,
         worker_id: int,
         slot: int,
@@ -131,13 +135,12 @@ class Primary:
         ours: socket.socket,
         env: Mapping[str, str] | None,
         stdio: WorkerStdio,
-    ) -> Child:
+    ) -> "Child":
         """In the new process, whose at-fork hooks have closed what this object had open."""
         try:
             ours.close()
-            child = Child(worker_id, slot, theirs, self.settings, self._report)
-            self._become_child(child)
-            prepare_process(env, self.settings, stdio)
+            child = self._become_worker(worker_id, slot, theirs, self.settings)
+            prepare_copy(env, self.settings, stdio)
             child.start()
         except BaseException:
             traceback.print_exc()

@@ -4,6 +4,22 @@ from typing import Annotated, Any
 
 import msgspec
 
+from .script import Script
+
+
+class Start(msgspec.Struct):
+    """Primary, in the environment of a spawned worker: what a forked one knows as a copy of the primary."""
+
+    id: int
+    slot: int
+    channel: int
+    region: int
+    version: int
+    script: Script
+    args: list[str]
+    path: list[str]
+    settings: dict[str, Any]
+
 
 class Online(msgspec.Struct, tag=True):
     """Worker: the process has started and listens to its channel."""

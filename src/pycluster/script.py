@@ -13,17 +13,30 @@ from .errors import ClusterError
 
 @dataclass(frozen=True)
 class Script:
-    """What a worker runs: a file, or a module as `python -m` runs it."""
+    """What a worker runs: a file, a directory or zip archive with a `__main__.py`, or a module as `python -m` runs it.
+
+    Attributes:
+      directory: where imports are searched first; None for the primary's own script, which has its place already.
+    """
 
     path: str
     module: str | None = None
+    is_archive: bool = False
+    directory: str | None = None
 
     def run(self, args: list[str]) -> None:
         """Run it as `__main__` of this process. Returns when it ends; what it raises goes through."""
         sys.argv = [self.path, *args]
+        if self.directory is not None and not sys.flags.safe_path:
+            sys.path[:1] = [self.directory]
         if self.module is not None:
             runpy.run_module(self.module, run_name="__main__", alter_sys=True)
-            return
+        elif self.is_archive:
+            runpy.run_path(self.path, run_name="__main__")
+        else:
+            self._run_file()
+
+    def _run_file(self) -> None:
         main = ModuleType("__main__")
         main.__file__ = self.path
         main.__dict__["__builtins__"] = __builtins__
@@ -44,7 +57,20 @@ def find_script(path: str | None) -> Script:
     Raises:
       ClusterError: there is none: a REPL, a notebook, or `python -c`.
     """
-    return _main_script() if path is None else Script(os.path.abspath(path))
+    if path is None:
+        return _main_script()
+    path = os.path.abspath(path)
+    if _is_archive(path):
+        return Script(path, is_archive=True, directory=path)
+    return Script(path, directory=os.path.dirname(path))
+
+
+def _is_archive(path: str) -> bool:
+    if os.path.isdir(path):
+        return True
+    import zipfile  # only here: hardly any cluster needs it, and every worker would carry it
+
+    return zipfile.is_zipfile(path)
 
 
 @functools.cache  # the interpreter takes __file__ away when the script has ended, and the cluster may run on then
@@ -52,9 +78,14 @@ def _main_script() -> Script:
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     file = getattr(main, "__file__", None)
+    if file is not None and spec is not None:
+        # The interpreter calls what it runs out of a directory or an archive __main__, as its file is.
+        if spec.name == "__main__":
+            return Script(os.path.dirname(file), is_archive=True)
+        return Script(file, module=spec.name)
     if file is None or not os.path.exists(file):
         raise ClusterError(
             "there is no script that a worker could run: this is a REPL, a notebook or `python -c`; "
             "put the program in a file, or name one with setup_primary(exec=...)"
         )
-    return Script(file, spec.name if spec is not None else None)
+    return Script(file)

@@ -15,13 +15,13 @@ class Settings:
     Attributes:
       exec: path of the worker's script; None for the main script (also when that was started with -m).
       args: the script's arguments; None for the primary's own.
-      exec_argv: flags for the worker's interpreter; only a start method that starts one takes any.
+      exec_argv: flags for the worker's interpreter, which only "spawn" starts; None for the primary's own.
       cwd: the worker's working directory; None for the primary's.
       silent: whether the worker's stdout and stderr are pipes to the primary instead of inherited.
       stdio: what the worker's descriptors 0, 1 and 2 are: "inherit", "pipe", "ignore", a descriptor or a file.
       uid, gid: the worker's user and group; a changed user loses the supplementary groups.
       serialization: how messages are encoded: "msgpack" or "json".
-      start_method: "fork": a copy of the primary that runs the script again from the top.
+      start_method: "fork": a copy of the primary that runs the script again from the top. "spawn": a fresh interpreter.
       share_ports: whether bind and listen in a worker go to the primary.
       max_workers: how many workers there can be at a time; fixed by the first fork or counter.
       max_pending: connections that wait in one worker for one listener, not yet accepted, at most.
@@ -32,14 +32,14 @@ class Settings:
 
     exec: str | None = None
     args: Sequence[str] | None = None
-    exec_argv: Sequence[str] = ()
+    exec_argv: Sequence[str] | None = None
     cwd: str | None = None
     silent: bool = False
     stdio: Sequence[Stdio] | None = None
     uid: int | None = None
     gid: int | None = None
     serialization: Literal["msgpack", "json"] = "msgpack"
-    start_method: Literal["fork"] = "fork"
+    start_method: Literal["fork", "spawn"] = "fork"
     share_ports: bool = True
     max_workers: int = 1024
     max_pending: int = 64
@@ -62,7 +62,7 @@ class Settings:
         merged = replace(self, **checked)
         if merged.exec_argv and merged.start_method == "fork":
             raise ValueError(
-                f"exec_argv {list(merged.exec_argv)!r} needs an interpreter to be started; 'fork' starts none"
+                f"exec_argv {list(merged.exec_argv)!r} needs an interpreter to be started; set start_method='spawn'"
             )
         return merged
 
@@ -145,14 +145,14 @@ def _stdio(name: str, value: object) -> tuple[Stdio, ...]:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "exec": _optional(_path),
     "args": _optional(_strings),
-    "exec_argv": _strings,
+    "exec_argv": _optional(_strings),
     "cwd": _optional(_path),
     "silent": _boolean,
     "stdio": _optional(_stdio),
     "uid": _optional(_integer(0, 2**32 - 2)),
     "gid": _optional(_integer(0, 2**32 - 2)),
     "serialization": _one_of("msgpack", "json"),
-    "start_method": _one_of("fork"),
+    "start_method": _one_of("fork", "spawn"),
     "share_ports": _boolean,
     "max_workers": _integer(1, 65536),
     "max_pending": _integer(1, 128),

@@ -10,7 +10,7 @@ from .settings import Stdio
 class WorkerStdio:
     """The standard descriptors of one worker to come.
 
-    `open` in the primary, then in the worker `install`, in the primary `keep`; `discard` when there was no fork.
+    Made in the primary; then in a forked worker `install`, in the primary `keep`, or `discard` when there is no worker.
     """
 
     def __init__(self, stdio: Sequence[Stdio] | None, silent: bool) -> None:
@@ -46,6 +46,11 @@ class WorkerStdio:
         elif entry != "inherit":
             assert not isinstance(entry, str)
             self._for_worker[target] = entry if isinstance(entry, int) else entry.fileno()
+
+    @property
+    def descriptors(self) -> tuple[int | None, int | None, int | None]:
+        """What is to become the worker's descriptors 0, 1 and 2 (borrowed); None for what it inherits."""
+        return self._for_worker.get(0), self._for_worker.get(1), self._for_worker.get(2)
 
     def install(self) -> None:
         """In the worker: put the descriptors in their places."""
