@@ -1,10 +1,8 @@
 """A worker's process: what it starts with, what it ends with, and what it starts itself."""
 
-import os
-
 import pytest
 
-from harness import Fact, Programs, free_port, is_listening
+from harness import Fact, Programs, free_port
 
 
 def by(facts: list[Fact], event: str) -> list[str]:
@@ -45,10 +43,11 @@ def test_a_worker_that_is_disconnected_as_it_enters_accept_ends(cluster_program:
     assert [fact["code"] for fact in facts if fact["event"] == "exit"] == [0] * 150
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("kind", ["subprocess", "fork"])
-def test_a_process_that_a_worker_starts_is_no_worker(kind: str, cluster_program: Programs) -> None:
+def test_a_process_that_a_worker_starts_is_no_worker(kind: str, method: str, cluster_program: Programs) -> None:
     own = free_port()
-    program = cluster_program("family", kind, free_port(), own)
+    program = cluster_program("family", method, kind, free_port(), own)
     facts = program.finish().facts
     grandchild = only(facts, "grandchild")
     assert (grandchild["connected"], grandchild["port"]) == (False, own)
@@ -65,7 +64,7 @@ def test_a_process_that_a_worker_starts_is_no_worker(kind: str, cluster_program:
 def test_a_process_that_a_worker_starts_keeps_neither_the_cluster_nor_its_port(
     kind: str, policy: str, cluster_program: Programs
 ) -> None:
-    program = cluster_program("family", kind, free_port(), free_port(), env={"PYCLUSTER_SCHED_POLICY": policy})
+    program = cluster_program("family", "fork", kind, free_port(), free_port(), env={"PYCLUSTER_SCHED_POLICY": policy})
     facts = program.finish().facts
     exit = only(facts, "exit")
     assert (exit["code"], exit["asked"]) == (0, True)
@@ -73,31 +72,7 @@ def test_a_process_that_a_worker_starts_keeps_neither_the_cluster_nor_its_port(
     assert only(facts, "over")["refuses"] is True
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may run a worker as another user")
-def test_a_worker_with_fewer_rights_still_gets_a_port_that_only_root_may_bind(cluster_program: Programs) -> None:
-    port = next(port for port in range(1023, 0, -1) if not is_listening(port))
-    program = cluster_program("rights", 65534, 65533, port)
-    facts = program.finish().facts
-    worker = only(facts, "worker")
-    assert (worker["uids"], worker["gids"], worker["groups"]) == ([65534] * 3, [65533] * 3, [65533])
-    assert worker["port"] == port
-    assert only(facts, "exit")["code"] == 0
-    assert only(facts, "primary")["uid"] == 0
-
-
-@pytest.mark.parametrize("way", ["run", "implicitly"])
-def test_libraries_work_in_a_worker(way: str, cluster_program: Programs) -> None:
-    facts = cluster_program("libraries", way).finish().facts
-    works = [fact for fact in facts if fact["event"] == "works"]
-    assert [fact["worker"] for fact in works] == [1, 2]
-    for fact in works:
-        assert fact["total"] == 55
-        assert [fact[name] for name in ("pickled", "spawned", "forked", "thread")] == [True] * 4
-        assert fact["subprocess"] == 0
-    assert [fact["code"] for fact in facts if fact["event"] == "exit"] == [0, 0]
-
-
 def test_workers_do_not_share_the_primarys_random_numbers(cluster_program: Programs) -> None:
-    facts = cluster_program("libraries", "run").finish().facts
+    facts = cluster_program("libraries", "fork", "run").finish().facts
     numbers = [fact["random"] for fact in facts if fact["event"] == "works"]
     assert len(set(numbers)) == 2

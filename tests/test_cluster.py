@@ -1,14 +1,12 @@
 """The cluster object: its workers, the order of its events, its handlers, its settings, and which role may do what."""
 
-import json
-import pathlib
 import re
 import sys
 from typing import Any
 
 import pytest
 
-from harness import PATIENCE_S, PROGRAMS, Fact, Program, Programs, free_port
+from harness import PATIENCE_S, Fact, Program, Programs, free_port
 from pycluster import cluster
 
 # ---- Events
@@ -265,133 +263,6 @@ def test_deprecated_names_warn_and_mean_the_same(cluster_program: Programs) -> N
 
 
 # ---- Which script a worker runs
-
-
-FORK = "from pycluster import cluster, ClusterError\ntry:\n cluster.fork()\nexcept ClusterError as e: print('no:', e)\n"
-
-
-def test_fork_without_a_script_is_a_cluster_error_with_a_remedy(cluster_program: Programs) -> None:
-    for program in (Program("-c", FORK), Program(stdin=FORK), Program("-", stdin=FORK)):
-        cluster_program.add(program)
-        line = program.wait_for_line("no:")
-        assert "exec" in line
-        assert program.finish().returncode == 0
-
-
-def test_a_repl_can_fork_workers_that_run_a_named_script(cluster_program: Programs) -> None:
-    code = (
-        f"from pycluster import cluster\ncluster.setup_primary(exec={str(PROGRAMS / 'other.py')!r})\ncluster.fork()\n"
-    )
-    program = cluster_program.add(Program("-c", code + "cluster.run()"))
-    assert program.wait_for("other")["is_worker"] is True
-    assert program.finish().returncode == 0
-
-
-def test_a_program_started_with_m_has_workers_that_run_the_same_module(cluster_program: Programs) -> None:
-    program = cluster_program.add(Program("-m", "programs.settings_shown", "{}", '{"GIVEN": "here"}'))
-    shown = program.wait_for("shown")
-    assert shown["name"] == "__main__"
-    assert shown["env"] == "here"
-    assert shown["file"] == str(PROGRAMS / "settings_shown.py")
-    assert shown["argv"] == [shown["file"], "{}", '{"GIVEN": "here"}']
-    assert program.finish().returncode == 0
-
-
-def test_a_package_started_with_m_has_workers_that_run_its_main(
-    cluster_program: Programs, tmp_path: pathlib.Path
-) -> None:
-    package = tmp_path / "served"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "part.py").write_text("from programs.facts import tell\ntell('part', package=__package__)\n")
-    (package / "__main__.py").write_text(
-        "from pycluster import cluster\n"
-        "if cluster.is_primary:\n    cluster.fork()\n    cluster.run()\n"
-        "else:\n    from . import part\n"
-    )
-    program = cluster_program.add(Program("-m", "served", cwd=tmp_path))
-    assert program.wait_for("part")["package"] == "served"
-    assert program.finish().returncode == 0
-
-
-def shown(program: Program) -> Fact:
-    return program.wait_for("shown")
-
-
-def test_a_worker_runs_the_script_from_the_top_as_main(cluster_program: Programs) -> None:
-    program = cluster_program("settings_shown", "{}", "{}")
-    facts = shown(program)
-    assert facts["name"] == "__main__"
-    assert facts["main"] is True
-    assert facts["file"] == facts["argv"][0] == str(PROGRAMS / "settings_shown.py")
-    assert facts["worker"] == 1
-    assert facts["pid"] != program.pid
-    program.finish()
-
-
-def test_env_given_to_fork_is_added_to_the_workers_environment(cluster_program: Programs) -> None:
-    program = cluster_program("settings_shown", "{}", '{"GIVEN": "worth"}')
-    assert (shown(program)["env"], shown(program)["home"]) == ("worth", True)
-    program.finish()
-
-
-def test_exec_and_args_replace_the_workers_script_and_its_arguments(cluster_program: Programs) -> None:
-    settings = {"exec": str(PROGRAMS / "other.py"), "args": ["--port", "80"]}
-    program = cluster_program("settings_shown", json.dumps(settings), "{}")
-    other = program.wait_for("other")
-    assert other["argv"] == [str(PROGRAMS / "other.py"), "--port", "80"]
-    assert (other["is_worker"], other["name"]) == (True, "__main__")
-    program.finish()
-
-
-def test_args_without_exec_are_given_to_the_same_script(cluster_program: Programs) -> None:
-    program = cluster_program("settings_shown", '{"args": ["{}", "x"]}', "{}")
-    assert shown(program)["argv"][1:] == ["{}", "x"]
-    program.finish()
-
-
-def test_cwd_is_the_workers_directory_and_the_script_is_still_found(
-    cluster_program: Programs, tmp_path: pathlib.Path
-) -> None:
-    program = cluster_program.add(
-        Program("settings_shown.py", json.dumps({"cwd": str(tmp_path)}), "{}", cwd=PROGRAMS)  # a relative script
-    )
-    assert shown(program)["cwd"] == str(tmp_path)
-    program.finish()
-
-
-def test_output_of_a_worker_is_inherited_by_default(cluster_program: Programs) -> None:
-    program = cluster_program("settings_shown", "{}", "{}")
-    ended = program.finish()
-    assert program.lines == ["on stdout"]
-    assert ended.stderr == "on stderr\n"
-    assert program.wait_for("exit")["pipes"] == [False, False, False]
-
-
-def test_a_silent_workers_output_goes_to_pipes_of_the_primary(cluster_program: Programs) -> None:
-    program = cluster_program("settings_shown", '{"silent": true}', "{}")
-    ended = program.finish()
-    exit = program.wait_for("exit")
-    assert exit["pipes"] == [False, True, True]
-    assert exit["stdout"].endswith("on stdout\n")
-    assert exit["stderr"] == "on stderr\n"
-    assert (program.lines, ended.stderr) == ([], "")
-
-
-def test_stdio_gives_each_standard_descriptor_what_it_names(cluster_program: Programs) -> None:
-    program = cluster_program("settings_shown", '{"stdio": ["pipe", "inherit", "ignore"]}', "{}")
-    ended = program.finish()
-    assert shown(program)["stdin"] == "to the worker\n"
-    assert program.lines == ["on stdout"]
-    assert ended.stderr == ""
-    assert program.wait_for("exit")["pipes"] == [True, False, False]
-
-
-def test_stdio_takes_descriptors(cluster_program: Programs) -> None:
-    program = cluster_program("settings_shown", '{"stdio": ["ignore", 2, 1]}', "{}")
-    ended = program.finish()
-    assert program.lines == ["on stderr"]
-    assert ended.stderr.endswith("on stdout\n")
 
 
 def test_settings_that_are_refused_change_nothing_and_are_named(cluster_program: Programs) -> None:

@@ -31,14 +31,14 @@ unhurried = hypothesis_settings(deadline=None)
 GOOD: dict[str, list[Any]] = {
     "exec": [None, "worker.py", pathlib.Path("worker.py"), ""],
     "args": [None, [], ["--port", "80"], ("a",)],
-    "exec_argv": [[], ()],
+    "exec_argv": [None, [], ()],
     "cwd": [None, "/", pathlib.Path("/tmp")],
     "silent": [True, False],
     "stdio": [None, [], ["pipe"], ["ignore", "inherit", "pipe"], [0, 1, 2], ("inherit", sys.__stdout__)],
     "uid": [None, 0, 65534, 2**32 - 2],
     "gid": [None, 0, 65534, 2**32 - 2],
     "serialization": ["msgpack", "json"],
-    "start_method": ["fork"],
+    "start_method": ["fork", "spawn"],
     "share_ports": [True, False],
     "max_workers": [1, 65536],
     "max_pending": [1, 128],
@@ -50,7 +50,7 @@ GOOD: dict[str, list[Any]] = {
 WRONG_TYPE: dict[str, list[Any]] = {
     "exec": [1, b"worker.py", ["worker.py"], True],
     "args": ["--port", b"ab", [1], 5, {"a": 1}, [None]],
-    "exec_argv": ["-O", None, [1], 5],
+    "exec_argv": ["-O", [1], 5],
     "cwd": [1, b"/", False],
     "silent": [1, 0, None, "yes"],
     "stdio": ["pipe", 1, b"abc", [None], [True], [1.5], [["pipe"]], {0: "pipe"}],
@@ -126,7 +126,7 @@ def test_a_nameless_error_tells_which_settings_there_are() -> None:
 
 
 def test_flags_for_an_interpreter_do_not_go_with_fork() -> None:
-    with pytest.raises(ValueError, match=r"exec_argv.*fork"):
+    with pytest.raises(ValueError, match=r"exec_argv.*spawn"):
         Settings().merged({"exec_argv": ["-O"]})
     assert Settings().merged({"exec_argv": [], "start_method": "fork"}).exec_argv == ()
 
@@ -351,7 +351,7 @@ def main_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
 
 def test_a_named_script_is_found_from_where_setup_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
-    assert find_script("usr/worker.py") == Script("/usr/worker.py")
+    assert find_script("usr/worker.py") == Script("/usr/worker.py", directory="/usr")
 
 
 def test_the_main_script_is_the_default(main_module: types.ModuleType) -> None:

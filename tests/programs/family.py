@@ -1,4 +1,4 @@
-"""A process that a worker starts: it is no worker, and the cluster does not wait for it. Arguments: its kind, ports."""
+"""A process that a worker starts is no worker, and the cluster does not wait for it. Arguments: methods, ports."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ def live(primary: int, ready: int) -> None:
         sent = "sent"
     except ClusterError as error:
         sent = type(error).__name__
-    with socket.create_server(("127.0.0.1", int(sys.argv[3]))) as own:
+    with socket.create_server(("127.0.0.1", int(sys.argv[4]))) as own:
         port = socket.socket(fileno=os.dup(own.fileno())).getsockname()[1]
     tell("grandchild", connected=process.connected, sent=sent, port=port)
     os.write(ready, b"x")
@@ -32,7 +32,7 @@ def refuses(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) != 0
 
 
-kind, port, *rest = sys.argv[1:]
+method, kind, port, *rest = sys.argv[1:]
 if kind == "grandchild":
     tell("role", is_primary=cluster.is_primary, own=cluster.worker)
     live(int(rest[1]), int(rest[2]))
@@ -44,6 +44,7 @@ elif cluster.is_primary:
         worker.disconnect()
         worker.on("exit", lambda code, signal: tell("alive", alive=os.path.exists(f"/proc/{child}")))
 
+    cluster.setup_primary(start_method=method)
     cluster.fork({"PRIMARY": str(os.getpid())})
     cluster.run()
     tell("over", refuses=refuses(int(port)))
@@ -52,7 +53,7 @@ else:
     listener = cluster.listen(("127.0.0.1", int(port)))
     ready, writer = os.pipe()
     if kind == "subprocess":
-        arguments = [__file__, "grandchild", port, rest[0], str(primary), str(writer)]
+        arguments = [__file__, method, "grandchild", port, rest[0], str(primary), str(writer)]
         child = subprocess.Popen([sys.executable, *arguments], pass_fds=[writer]).pid
     elif (child := os.fork()) == 0:
         live(primary, writer)

@@ -1,6 +1,6 @@
 """Libraries at work in a worker, and in the one that is forked in its place: threads, pools, pickling, random numbers.
 
-Argument: "run", or whatever else for a primary that does not call run().
+Arguments: a start method, and "run", or whatever else for a primary that does not call run().
 """
 
 import concurrent.futures
@@ -29,6 +29,7 @@ def double(point: Point) -> Point:
 if __name__ == "__main__":
     if cluster.is_primary:
         random.seed(1)
+        cluster.setup_primary(start_method=sys.argv[1])
         left = 1
 
         @cluster.on("exit")
@@ -41,7 +42,7 @@ if __name__ == "__main__":
 
         cluster.fork()
         # Run implicitly: workers that are forked while Python shuts its threads down must not inherit that.
-        if sys.argv[1] == "run":
+        if sys.argv[2] == "run":
             cluster.run()
     else:
         with concurrent.futures.ThreadPoolExecutor(2) as threads:

@@ -1,4 +1,4 @@
-"""A worker that runs as another user. Arguments: uid, gid, a port that only root may bind."""
+"""A worker that runs as another user. Arguments: start method, uid (-1: its own), gid, a port that only root binds."""
 
 import encodings.idna  # noqa: F401  (bind uses it, and the interpreter may lie where only root reads)
 import os
@@ -9,10 +9,11 @@ from pycluster import cluster
 
 if cluster.is_primary:
     tell_events()
-    cluster.setup_primary(uid=int(sys.argv[1]), gid=int(sys.argv[2]))
+    uid = int(sys.argv[2])
+    cluster.setup_primary(start_method=sys.argv[1], uid=None if uid < 0 else uid, gid=int(sys.argv[3]))
     cluster.fork()
     cluster.run()
     tell("primary", uid=os.getuid())
 else:
-    sock = cluster.listen(("127.0.0.1", int(sys.argv[3])))
+    sock = cluster.listen(("127.0.0.1", int(sys.argv[4])))
     tell("worker", uids=os.getresuid(), gids=os.getresgid(), groups=os.getgroups(), port=sock.getsockname()[1])

@@ -30,6 +30,10 @@ else:
         name=__name__,
         env=os.environ.get("GIVEN"),
         home="PATH" in os.environ,
+        ours=[name for name in os.environ if name.startswith("PYCLUSTER")],
+        optimize=sys.flags.optimize,
+        bytes=sys.flags.bytes_warning,
+        warnings=sys.warnoptions,
         main=sys.modules["__main__"].__dict__ is globals(),
         stdin=sys.stdin.read() if json.loads(sys.argv[1]).get("stdio") else None,
     )

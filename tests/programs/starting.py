@@ -1,22 +1,16 @@
-"""Eight workers that are disconnected while they still open listeners. Arguments: the ports."""
+"""Workers that are just about to start. Argument: the start method."""
 
 import sys
-import time
 
-from programs.facts import tell, tell_events
-from pycluster import Address, Worker, cluster
+from programs.facts import tell
+from pycluster import cluster
 
 if cluster.is_primary:
-    tell_events()
-
-    @cluster.on("listening")
-    def on_listening(worker: Worker, address: Address) -> None:
-        worker.disconnect()
-
-    for _ in range(8):
+    cluster.setup_primary(start_method=sys.argv[1])
+    for _ in range(4):
         cluster.fork()
+    # Told in the dispatch, when run() answers signals, and before any worker can be online.
+    cluster.once("fork", lambda worker: tell("started"))
     cluster.run()
 else:
-    sockets = [cluster.listen(("127.0.0.1", int(port))) for port in sys.argv[1:]]
-    tell("listens", count=len(sockets))
-    time.sleep(60)
+    cluster.listen(("127.0.0.1", 0)).accept()
