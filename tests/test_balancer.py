@@ -5,13 +5,12 @@ import errno
 import functools
 import os
 import signal
-import threading
 import time
 
 import pytest
 
 from harness import Case, Programs, connect, free_port, is_stopped, read_all, run_case, wait_until
-from puppets import Start, who_answers, worker_in
+from puppets import Load, Start, who_answers, worker_in
 
 
 @pytest.fixture
@@ -238,34 +237,6 @@ def test_a_primary_without_descriptors_serves_again_when_it_has_some(start: Star
         assert abs(answers.count(1) - 2) <= cluster.taken_back
 
 
-class Load:
-    """Threads that make a connection per request, one after the other, until they are stopped."""
-
-    def __init__(self, port: int, threads: int) -> None:
-        self.failures: list[str] = []
-        self.answers: list[int] = []
-        self._port = port
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
-
-    def _ask(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.answers.append(who_answers(self._port))
-            except (OSError, AssertionError) as failure:
-                self.failures.append(repr(failure))
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-
 @pytest.mark.parametrize("policy", ["rr", "none"])
 @pytest.mark.parametrize("kind", ["threading_http", "start_server", "accept_loop", "in_a_thread"])
 def test_no_request_fails_while_workers_are_replaced_one_by_one(start: Start, kind: str, policy: str) -> None:
@@ -276,7 +247,7 @@ def test_no_request_fails_while_workers_are_replaced_one_by_one(start: Start, ki
         for old, new in ((1, 3), (2, 4), (3, 5)):
             cluster.fork()
             cluster.serve(kind, port, new)
-            assert wait_until(lambda new=new: new in load.answers or load.failures)  # type: ignore[misc]
+            load.wait_for_answer_of(new)
             cluster.do(0, "disconnect", worker=old)
             assert cluster.wait_for_exit(old) == (0, None)
     assert load.failures == []

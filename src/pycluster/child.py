@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _cluster, listener, protocol
+from . import _cluster, adapt, listener, protocol
 from .channel import CONTROL, Channel, Frame, Handle
 from .errors import ProtocolError
 from .script import Script
@@ -102,6 +102,7 @@ class Child:
         os.register_at_fork(after_in_child=self._abandon)
         if self.settings.share_ports:
             listener.install(self)
+            adapt.install()
         self._thread.start()
 
     def run(self, script: Script, args: list[str]) -> NoReturn:

@@ -16,7 +16,6 @@ import errno
 import os
 import select
 import socket
-import sys
 import threading
 import time
 import weakref
@@ -147,6 +146,31 @@ def shared_sockets() -> list[Shared]:
         return [shared for shared in _shared.values() if shared.listening]
 
 
+def is_exclusive() -> bool:
+    """Whether bind and listen are private here, as `exclusive` says."""
+    return _exclusive.get()
+
+
+def is_shared(sock: socket.socket) -> bool:
+    """Whether the port of this socket is shared."""
+    return _find_any(sock) is not None
+
+
+def accept_ready(sock: socket.socket) -> list[tuple[int, Any]]:
+    """Take connections that are there from a shared listener, as `(fd, address)`, without waiting.
+
+    Raises:
+      OSError: of accept(2), for want of descriptors or memory.
+    """
+    receiver = receiver_of(sock)
+    if receiver is not None:
+        return receiver.accept_many()
+    try:
+        return [sock._accept()]  # type: ignore[attr-defined]
+    except BlockingIOError:
+        return []
+
+
 def receiver_of(sock: socket.socket) -> _cluster.Receiver | None:
     """The channel that this socket accepts from, if it is one."""
     shared = _find(sock)
@@ -275,10 +299,6 @@ def _listen(self: socket.socket, backlog: int = 128, /) -> None:
             self.settimeout(self.gettimeout())  # whether the descriptor blocks came with the new one
     finally:
         os.close(fd)
-    if "asyncio" in sys.modules:
-        from . import aio  # imports asyncio, which a worker without it should not pay for
-
-        aio.hasten_accept()
     return None
 
 

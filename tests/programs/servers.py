@@ -11,6 +11,7 @@ import socketserver
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from socket import socket as early_socket
+from typing import Any
 
 HOST = "127.0.0.1"
 
@@ -68,20 +69,23 @@ async def _answer_stream(reader: asyncio.StreamReader, writer: asyncio.StreamWri
     writer.close()
 
 
-def start_server(port: int, text: str) -> None:
-    async def main() -> None:
-        server = await asyncio.start_server(lambda r, w: _answer_stream(r, w, text), HOST, port)
-        await server.serve_forever()
+async def _streams(port: int, text: str) -> None:
+    server = await asyncio.start_server(lambda r, w: _answer_stream(r, w, text), HOST, port)
+    await server.serve_forever()
 
-    asyncio.run(main())
+
+def start_server(port: int, text: str) -> None:
+    asyncio.run(_streams(port, text))
 
 
 def start_server_in_debug_mode(port: int, text: str) -> None:
-    async def main() -> None:
-        server = await asyncio.start_server(lambda r, w: _answer_stream(r, w, text), HOST, port)
-        await server.serve_forever()
+    asyncio.run(_streams(port, text), debug=True)
 
-    asyncio.run(main(), debug=True)
+
+def uvloop_start_server(port: int, text: str) -> None:
+    import uvloop
+
+    uvloop.run(_streams(port, text))
 
 
 class _Answer(asyncio.Protocol):
@@ -89,8 +93,7 @@ class _Answer(asyncio.Protocol):
         self.text = text
         self.heard = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:  # uvloop's are no asyncio.Transport
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -100,21 +103,36 @@ class _Answer(asyncio.Protocol):
             self.transport.close()
 
 
-def create_server(port: int, text: str) -> None:
-    async def main() -> None:
-        server = await asyncio.get_running_loop().create_server(lambda: _Answer(text), HOST, port)
-        await server.serve_forever()
+async def _protocols(port: int, text: str) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: _Answer(text), HOST, port)
+    await server.serve_forever()
 
-    asyncio.run(main())
+
+def create_server(port: int, text: str) -> None:
+    asyncio.run(_protocols(port, text))
+
+
+async def _protocols_on_a_socket(port: int, text: str) -> None:
+    sock = socket.create_server((HOST, port))
+    server = await asyncio.get_running_loop().create_server(lambda: _Answer(text), sock=sock)
+    await server.serve_forever()
 
 
 def create_server_with_a_socket(port: int, text: str) -> None:
-    async def main() -> None:
-        sock = socket.create_server((HOST, port))
-        server = await asyncio.get_running_loop().create_server(lambda: _Answer(text), sock=sock)
-        await server.serve_forever()
+    asyncio.run(_protocols_on_a_socket(port, text))
 
-    asyncio.run(main())
+
+def uvloop_create_server(port: int, text: str) -> None:
+    import uvloop
+
+    uvloop.run(_protocols(port, text), debug=True)
+
+
+def uvloop_create_server_with_a_socket(port: int, text: str) -> None:
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    asyncio.run(_protocols_on_a_socket(port, text))
 
 
 def sock_accept(port: int, text: str) -> None:
@@ -136,8 +154,7 @@ class _Lines(asyncio.Protocol):
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:  # uvloop's are no asyncio.Transport
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -145,12 +162,19 @@ class _Lines(asyncio.Protocol):
             self.transport.write(self.text.encode() + b"\n")
 
 
-def keep_alive(port: int, text: str) -> None:
-    async def main() -> None:
-        server = await asyncio.get_running_loop().create_server(lambda: _Lines(text), HOST, port)
-        await server.serve_forever()
+async def _connections(port: int, text: str) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: _Lines(text), HOST, port)
+    await server.serve_forever()
 
-    asyncio.run(main())
+
+def keep_alive(port: int, text: str) -> None:
+    asyncio.run(_connections(port, text))
+
+
+def uvloop_keep_alive(port: int, text: str) -> None:
+    import uvloop
+
+    uvloop.run(_connections(port, text))
 
 
 def answer(connection: socket.socket, text: str) -> None:
@@ -280,4 +304,8 @@ SERVERS: dict[str, Callable[[int, str], None]] = {
         detached,
         in_a_thread,
     )
+}
+UVLOOP_SERVERS: dict[str, Callable[[int, str], None]] = {
+    function.__name__: function
+    for function in (uvloop_start_server, uvloop_create_server, uvloop_create_server_with_a_socket)
 }

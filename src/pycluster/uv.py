@@ -1,0 +1,141 @@
+"""uvloop: servers that share a port in a worker.
+
+libuv accepts by itself, from sockets that are TCP or Unix listeners in the kernel's eyes; a handoff channel is none.
+So in a worker the loop's server functions open their sockets as asyncio does, through socket.socket's methods, and
+accept with a reader on them. Only for ports that are shared: private ones stay libuv's.
+"""
+
+import asyncio
+import errno
+import functools
+import socket
+from asyncio import base_events, constants, unix_events
+from types import ModuleType
+from typing import Any
+
+from . import listener
+
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def share_ports(uvloop: ModuleType) -> None:
+    """Replace `create_server` and `create_unix_server` of uvloop's loops in this worker. Idempotent."""
+    loop_class: Any = uvloop.Loop
+    if getattr(loop_class.create_server, "__module__", None) == __name__:
+        return
+    plain_create_server = loop_class.create_server
+    plain_create_unix_server = loop_class.create_unix_server
+
+    @functools.wraps(plain_create_server, assigned=("__doc__", "__name__", "__qualname__"))
+    async def create_server(
+        self: Any, protocol_factory: Any, host: Any = None, port: Any = None, *, sock: Any = None, **options: Any
+    ) -> Any:
+        if not (listener.is_shared(sock) if sock is not None else _is_sharable(port, options)):
+            return await plain_create_server(self, protocol_factory, host, port, sock=sock, **options)
+        face: Any = _Face(self)
+        create = base_events.BaseEventLoop.create_server
+        return _own(await create(face, protocol_factory, host, port, sock=sock, **options), self)
+
+    @functools.wraps(plain_create_unix_server, assigned=("__doc__", "__name__", "__qualname__"))
+    async def create_unix_server(
+        self: Any, protocol_factory: Any, path: Any = None, *, sock: Any = None, **options: Any
+    ) -> Any:
+        if not (listener.is_shared(sock) if sock is not None else _is_sharable(path, options)):
+            return await plain_create_unix_server(self, protocol_factory, path, sock=sock, **options)
+        face: Any = _Face(self)
+        create = unix_events._UnixSelectorEventLoop.create_unix_server
+        return _own(await create(face, protocol_factory, path, sock=sock, **options), self)
+
+    loop_class.create_server = create_server
+    loop_class.create_unix_server = create_unix_server
+
+
+def _is_sharable(port_or_path: Any, options: dict[str, Any]) -> bool:
+    return bool(port_or_path) and not options.get("reuse_port") and not listener.is_exclusive()
+
+
+def _own(server: Any, loop: Any) -> Any:
+    server.get_loop = lambda: loop
+    return server
+
+
+class _Face:
+    """A uvloop loop as asyncio's own `create_server` and `Server` see theirs."""
+
+    _ensure_resolved = base_events.BaseEventLoop._ensure_resolved  # type: ignore[attr-defined]
+    _create_server_getaddrinfo = base_events.BaseEventLoop._create_server_getaddrinfo  # type: ignore[attr-defined]
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self._unix_server_sockets: dict[Any, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    @property
+    def _debug(self) -> bool:
+        return bool(self._loop.get_debug())
+
+    def _start_serving(
+        self,
+        protocol_factory: Any,
+        sock: socket.socket,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        *_: Any,
+    ) -> None:
+        options: dict[str, Any] = {}
+        if sslcontext is not None:
+            options = {
+                "ssl": sslcontext,
+                "ssl_handshake_timeout": ssl_handshake_timeout,
+                "ssl_shutdown_timeout": ssl_shutdown_timeout,
+            }
+
+        def accept() -> None:
+            try:
+                for fd, _ in listener.accept_ready(sock):
+                    self._take(protocol_factory, socket.socket(sock.family, sock.type, sock.proto, fileno=fd), options)
+            except OSError as exception:
+                if exception.errno not in _SHORTAGES:
+                    raise
+                # As asyncio does: the listener stays readable, so rest a little.
+                self._report(exception, "socket.accept() out of system resource")
+                self._loop.remove_reader(sock)
+                self._loop.call_later(constants.ACCEPT_RETRY_DELAY, read)
+
+        def read() -> None:
+            if sock.fileno() >= 0:  # else it was closed while it rested
+                self._loop.add_reader(sock, accept)
+
+        read()
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        self._loop.remove_reader(sock)
+        sock.close()
+
+    def _take(self, protocol_factory: Any, connection: socket.socket, options: dict[str, Any]) -> None:
+        task = self._loop.create_task(self._connect(protocol_factory, connection, options))
+        _connecting.add(task)
+        task.add_done_callback(_connecting.discard)
+
+    async def _connect(self, protocol_factory: Any, connection: socket.socket, options: dict[str, Any]) -> None:
+        try:
+            connection.setblocking(False)
+            await self._loop.connect_accepted_socket(protocol_factory, connection, **options)
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            connection.close()  # the peer went away, or TLS with it came to nothing
+        except Exception as exception:
+            connection.close()
+            if self._debug or not options:
+                self._report(exception, "Error on transport creation for incoming connection")
+
+    def _report(self, exception: Exception, message: str) -> None:
+        self._loop.call_exception_handler({"message": message, "exception": exception})
+
+
+# A loop keeps only weak references to its tasks.
+_connecting: "set[asyncio.Task[None]]" = set()

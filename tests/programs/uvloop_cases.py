@@ -1,0 +1,130 @@
+"""Servers on uvloop in one worker: `uvloop_cases.py NAME` runs one, which tells where it serves.
+
+tls needs a certificate and its key as further arguments.
+"""
+
+import asyncio
+import contextlib
+import os
+import resource
+import ssl
+import sys
+from typing import Any
+
+import uvloop
+
+from programs.facts import tell, tell_events
+from pycluster import cluster
+
+HOST = "127.0.0.1"
+
+
+class Answer(asyncio.Protocol):
+    """Answers a line with the peer's name, as the transport gives it."""
+
+    def connection_made(self, transport: Any) -> None:  # uvloop's are no asyncio.Transport
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(f"{self.transport.get_extra_info('peername')[1]}\n".encode())
+        self.transport.close()
+
+
+def port_of(server: asyncio.Server) -> int:
+    port = server.sockets[0].getsockname()[1]
+    assert isinstance(port, int)
+    return port
+
+
+async def private() -> None:
+    """Port 0, SO_REUSEPORT and exclusive() are libuv's own."""
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(Answer, HOST, 0), await loop.create_server(Answer, HOST, 0, reuse_port=True)]
+    with cluster.exclusive():
+        servers.append(await loop.create_server(Answer, HOST, port_of(servers[0]) + 1))
+    kinds = [type(server).__module__ for server in servers]
+    tell("serving", ports=[port_of(server) for server in servers], kinds=kinds)
+    await asyncio.Event().wait()
+
+
+async def tls() -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(sys.argv[2], sys.argv[3])
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        Answer, sock=cluster.listen((HOST, 0)), ssl=context, ssl_handshake_timeout=30, backlog=7
+    )
+    tell("serving", port=port_of(server))
+    await server.serve_forever()
+
+
+async def later() -> None:
+    """Not serving until told to, closed, and served again."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Answer, sock=cluster.listen((HOST, 0)), start_serving=False)
+    port = port_of(server)
+    tell("not serving", serves=server.is_serving(), same=server.get_loop() is loop)
+    await server.start_serving()
+    tell("serving", port=port, serves=server.is_serving())
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(b"x\n")
+    assert await reader.readline()
+    server.close()
+    await server.wait_closed()
+    while True:  # until the primary, too, has closed it
+        try:
+            (await asyncio.open_connection(HOST, port))[1].close()
+        except ConnectionRefusedError:
+            break
+    async with await loop.create_server(Answer, HOST, port) as again:
+        tell("again", port=port_of(again))
+        await asyncio.Event().wait()
+
+
+async def no_descriptors() -> None:
+    """Accept finds no descriptor; the loop is told, rests, and goes on when there is one."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    loop.set_exception_handler(lambda loop, context: told.set())
+    server = await loop.create_server(Answer, sock=cluster.listen((HOST, 0)))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    spare = []
+    with contextlib.suppress(OSError):
+        while True:
+            spare.append(os.dup(0))
+    tell("serving", port=port_of(server))
+    await told.wait()
+    for fd in spare:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    await server.serve_forever()
+
+
+async def failing() -> None:
+    """A protocol that cannot be made costs its connection and no other one."""
+    loop = asyncio.get_running_loop()
+    failures = []
+    loop.set_exception_handler(lambda loop, context: failures.append(repr(context["exception"])))
+    count = 0
+
+    def make() -> Answer:
+        nonlocal count
+        count += 1
+        if count == 1:
+            raise LookupError("no protocol")
+        tell("made", failures=failures)
+        return Answer()
+
+    server = await loop.create_server(make, sock=cluster.listen((HOST, 0)))
+    tell("serving", port=port_of(server))
+    await server.serve_forever()
+
+
+if cluster.is_primary:
+    tell_events()
+    cluster.fork()
+    cluster.run()
+else:
+    uvloop.run(globals()[sys.argv[1]]())
