@@ -189,7 +189,9 @@ def test_ctrl_c_in_a_terminal_ends_the_cluster_without_a_traceback(way: str, clu
     program.wait_for_all(2, "listening")
     program.type(b"\x03")
     ended = program.finish(PATIENCE_S)
-    assert exits(ended.facts) == [(0, None, True)] * 5
+    assert [(code, signal) for code, signal, _ in exits(ended.facts)] == [(0, None)] * 5
+    # The child of one worker ends of Ctrl-C, and so may its worker, before it is asked to.
+    assert sum(asked for _, _, asked in exits(ended.facts)) >= 4
     assert ended.returncode == 0
     assert program.lines == []
 
