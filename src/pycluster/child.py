@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import errno
 import os
-import runpy
 import select
 import signal
 import sys
@@ -377,7 +376,7 @@ class Child:
 
 def _users_part(trace: TracebackType | None) -> TracebackType | None:
     """Without the frames of this library and of runpy at the top, which say nothing about the user's program."""
-    ours = (os.path.dirname(__file__), runpy.__file__, "<frozen runpy>")
+    ours = (os.path.dirname(__file__), "<frozen runpy>")
     rest = trace
     while rest is not None and rest.tb_frame.f_code.co_filename.startswith(ours):
         rest = rest.tb_next

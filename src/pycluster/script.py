@@ -3,7 +3,6 @@
 import functools
 import io
 import os
-import runpy
 import sys
 from dataclasses import dataclass
 from types import CodeType, ModuleType
@@ -29,12 +28,15 @@ class Script:
         sys.argv = [self.path, *args]
         if self.directory is not None and not sys.flags.safe_path:
             sys.path[:1] = [self.directory]
+        if self.module is None and not self.is_archive:
+            self._run_file()
+            return
+        import runpy  # only here: hardly any worker needs it
+
         if self.module is not None:
             runpy.run_module(self.module, run_name="__main__", alter_sys=True)
-        elif self.is_archive:
-            runpy.run_path(self.path, run_name="__main__")
         else:
-            self._run_file()
+            runpy.run_path(self.path, run_name="__main__")
 
     def _run_file(self) -> None:
         main = ModuleType("__main__")

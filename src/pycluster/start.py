@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import weakref
@@ -55,6 +54,8 @@ def spawn(
     """
     if not sys.executable:
         raise ClusterError("start_method 'spawn' needs sys.executable, which is empty: Python is embedded here")
+    import subprocess  # only here: a cluster that forks does not need it, and every worker would carry it
+
     region, version = _cluster.region_to_inherit()
     told = protocol.Start(
         id=worker_id,
