@@ -10,6 +10,7 @@ import os
 import pathlib
 import random
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -184,28 +185,39 @@ class Program:
 
     def finish(self, timeout: float = PATIENCE_S) -> Ended:
         """Wait for the end of the primary and of all that it has started."""
-        try:
-            self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running after {timeout} s\n{self}") from None
+        if not self._has_ended_within(timeout):
+            raise AssertionError(f"still running after {timeout} s\n{self}")
         left = self.wait_until_alone()
         assert not left, f"left behind by the primary: {_describe(left)}\n{self}"
         for reader in self._readers:
             reader.join(GONE_S)
         return Ended(self.process.returncode, self.facts, self.stderr)
 
+    def _has_ended_within(self, timeout: float) -> bool:
+        """The same as Popen.wait, which looks again only every 50 ms."""
+        if self.process.poll() is None:
+            pidfd = os.pidfd_open(self.pid)
+            try:
+                select.select([pidfd], [], [], timeout)
+            finally:
+                os.close(pidfd)
+        return self.process.poll() is not None
+
     def processes(self) -> list[int]:
         """The ids of the living processes of its session, the primary's included. Zombies do not live."""
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _session(pid) == self.pid]
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _lives_in(self.pid, pid)]
 
     def wait_until_alone(self) -> list[int]:
         """Wait until nothing but the primary is left of it. Returns what is left after GONE_S."""
 
-        def others() -> list[int]:
-            return [pid for pid in self.processes() if pid != self.pid]
+        left: list[int] = []
 
-        wait_until(lambda: not others(), GONE_S)
-        return others()
+        def is_alone() -> bool:
+            left[:] = [pid for pid in self.processes() if pid != self.pid]
+            return not left
+
+        wait_until(is_alone, GONE_S)
+        return left
 
     # Its end
 
@@ -385,7 +397,7 @@ def request(port: int, payload: bytes = b"", *, host: str = "127.0.0.1", timeout
 
 def is_alive(pid: int) -> bool:
     """Whether there is such a process, and it is no zombie."""
-    return _session(pid) is not None
+    return _stat(pid)[:1] not in ([], ["Z"], ["X"])
 
 
 def is_stopped(pid: int) -> bool:
@@ -393,12 +405,12 @@ def is_stopped(pid: int) -> bool:
     return _stat(pid)[:1] == ["T"]
 
 
-def _session(pid: int) -> int | None:
-    """The session of a living process."""
-    match _stat(pid):
-        case [state, _parent, _group, session, *_] if state not in "ZX":
-            return int(session)
-    return None
+def _lives_in(session: int, pid: int) -> bool:
+    """Whether a process is of that session, and no zombie."""
+    try:
+        return os.getsid(pid) == session and is_alive(pid)
+    except ProcessLookupError:
+        return False
 
 
 def _stat(pid: int) -> list[str]:
