@@ -15,7 +15,8 @@ from .child import Child
 from .counters import ClusterStats, make_counter, read_stats
 from .errors import NotPrimaryError, NotWorkerError
 from .events import Emitter, log_exception
-from .primary import Policy, Primary
+from .listeners import Policy
+from .primary import Primary
 from .settings import Settings
 from .signals import handling
 from .worker import Address, Worker, WorkerProcess

@@ -1,4 +1,4 @@
-"""The primary's role: workers, their control channels, the listeners that they ask for, and their ends.
+"""The primary's role: workers, their control channels, what they ask for, and their ends.
 
 All of it runs in the thread that dispatches (the one in `run()`, `serve()` or `dispatch()`), but for `fork`, which runs
 where it is called, and `send`, which may be called anywhere. Connections never come through here: see the core.
@@ -14,14 +14,15 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from . import _cluster, protocol
 from .channel import CONTROL, Channel, Frame
 from .errors import ChannelClosedError, ClusterError, ProtocolError
-from .handles import Handle, RoundRobinHandle, SharedHandle
+from .handles import Handle
+from .listeners import Listeners, Policy
 from .loop import Loop
 from .script import find_script
 from .settings import Settings
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from .channel import Handle as MessageHandle
     from .child import Child
 
-Policy = Literal["rr", "none"]
-
 # As Python's own waiters report a child that somebody else has waited for (asyncio's child watchers).
 UNKNOWN_STATUS = 255
 
@@ -49,7 +48,6 @@ class _Member:
         self.slot = slot
         self.pidfd = pidfd
         self.channel = channel
-        self.handles: set[Handle] = set()
 
     def note(self) -> None:
         """Show the state to everybody's stats."""
@@ -83,10 +81,7 @@ class Primary:
         self._members: dict[int, _Member] = {}
         self._workers: dict[int, Worker] = {}
         self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
-        self._handles: dict[Any, Handle] = {}
-        self._handles_by_key: dict[int, Handle] = {}
-        self._closing: list[Handle] = []
-        self._keys = 0
+        self._listeners = Listeners()
         self._disconnect_callbacks: list[Callable[[], object]] = []
 
     # Forking
@@ -177,12 +172,9 @@ class Primary:
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
-        for handle in [*self._handles.values(), *self._closing]:
-            handle.sock.close()
+        self._listeners.abandon()
         self._members.clear()
         self._workers.clear()
-        self._handles.clear()
-        self._closing.clear()
 
     # Dispatching
 
@@ -204,13 +196,8 @@ class Primary:
         return not self._members and not self._loop.pending
 
     def close_listeners(self) -> None:
-        """Close the listeners, crashed workers' too, and end the balancer: no worker is left."""
-        for handle in [*self._handles.values(), *self._closing]:
-            handle.close()
-        self._handles.clear()
-        self._handles_by_key.clear()
-        self._closing.clear()
-        _cluster.stop_balancer()
+        """Close the listeners: no worker is left."""
+        self._listeners.close()
 
     # Worker's Role
 
@@ -238,13 +225,7 @@ class Primary:
         worker._asked_to_end = True
         worker._step("disconnect")
         member.note()
-        for handle in list(member.handles):
-            if handle.members == {worker.id}:
-                # Nobody else can take what the kernel has accepted by now: it is still this worker's.
-                self._close_handle(handle)
-            else:
-                handle.leave(worker.id)
-        member.handles.clear()
+        self._listeners.withdraw(worker.id)
         member.channel.send_control(protocol.encode(protocol.Disconnect()))
 
     def kill(self, worker: Worker, signal: int) -> None:
@@ -259,11 +240,8 @@ class Primary:
         """See `Cluster.disconnect`."""
         if callback is not None:
             self._disconnect_callbacks.append(callback)
-        # First close the listeners, so that all workers share in what the kernel has accepted by now.
-        for handle in list(self._handles.values()):
-            self._close_handle(handle)
+        self._listeners.withdraw_all()
         for member in list(self._members.values()):
-            member.handles.clear()
             self.disconnect(member.worker)
         self.defer(self._call_back_if_disconnected)
 
@@ -331,7 +309,7 @@ class Primary:
         elif isinstance(said, protocol.Listen):
             self._answer(member, said.seq, lambda: self._listen(member, said))
         elif isinstance(said, protocol.Release):
-            self._release(member, said.key)
+            self._listeners.release(worker.id, said.key)
         elif isinstance(said, protocol.Leave):
             worker._asked_to_end = True
             self.disconnect(worker)
@@ -364,65 +342,18 @@ class Primary:
         if member.worker.state == "disconnecting":
             os.close(fd)
             return protocol.Reply(0, address=said.address), None
-        try:
-            sock = socket.socket(fileno=fd)
-        except OSError:
-            os.close(fd)  # it is no socket
-            raise
-        try:
-            handle = self._join(member, said, sock)
-        except BaseException:
-            sock.close()
-            raise
-        if handle.sock is not sock:
-            sock.close()
+        handle = self._listeners.bind(member.worker.id, said, fd, self.policy)
         return protocol.Reply(0, key=handle.key, address=handle.address), None
-
-    def _join(self, member: _Member, said: protocol.Bind, sock: socket.socket) -> Handle:
-        if (sock.family, sock.type) != (said.family, said.kind):
-            raise OSError(errno.EINVAL, "the socket is not what it is said to be")
-        name = (said.family, said.kind, said.address, said.index)
-        handle = self._handles.get(name)
-        if handle is None:
-            sock.bind(said.address)
-            self._keys += 1
-            kind = RoundRobinHandle if self.policy == "rr" else SharedHandle
-            handle = self._handles[name] = self._handles_by_key[self._keys] = kind(self._keys, sock)
-        elif handle in member.handles:
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        handle.join(member.worker.id)
-        member.handles.add(handle)
-        return handle
 
     def _listen(self, member: _Member, said: protocol.Listen) -> tuple[protocol.Reply, int | None]:
         if member.worker.state == "disconnecting":
             return protocol.Reply(0, quiet=True), None
-        handle = self._handles_by_key.get(said.key)
-        if handle is None or handle not in member.handles:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        if self.policy == "rr":
-            _cluster.start_balancer(self.settings.max_pending)
-        ticket = handle.listen(member.worker.id, member.slot, said.backlog)
+        handle, ticket = self._listeners.listen(member.worker.id, member.slot, said, self.settings.max_pending)
         member.worker._step("listening")
         member.note()
         # The event comes with the next dispatch: by then the worker has its answer.
         self._loop.defer(lambda: self._emit_on(member.worker, "listening", _address_of(handle)))
         return protocol.Reply(0, key=handle.key, cell=ticket.cell), ticket.fd
-
-    def _release(self, member: _Member, key: int) -> None:
-        handle = self._handles_by_key.get(key)
-        if handle is not None and handle in member.handles:
-            member.handles.discard(handle)
-            handle.leave(member.worker.id)
-            if not handle.members:
-                self._close_handle(handle)
-
-    def _close_handle(self, handle: Handle) -> None:
-        """Nobody can join it any more; workers that have a channel still take what lies in it."""
-        handle.close()
-        del self._handles_by_key[handle.key]
-        self._handles = {name: other for name, other in self._handles.items() if other is not handle}
-        self._closing.append(handle)
 
     # Ends
 
@@ -469,9 +400,7 @@ class Primary:
         self._loop.unwatch(member.pidfd)
         self._loop.epoll.unregister(member.pidfd)
         os.close(member.pidfd)
-        for handle in [*self._handles.values(), *self._closing]:
-            handle.leave(worker.id)
-        self._closing = [handle for handle in self._closing if handle.members]
+        self._listeners.forget(worker.id)
         del self._members[worker.id]
         del self._workers[worker.id]
         worker._step("exit")

@@ -1,0 +1,138 @@
+"""The primary's table of listeners: which address has a handle, and which worker may use it.
+
+The primary asks it for what workers want (`bind`, `listen`, `release`) and tells it of their ends (`withdraw`,
+`forget`). Two workers that bind one address meet in one handle. A handle leaves the table when the last worker that
+asked for it has closed it or disconnects; when that one crashes, the handle stays for the next one. A handle that is
+closed is kept until the workers that still take what lies in their channels are gone.
+"""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from . import _cluster, protocol
+from .handles import Handle, RoundRobinHandle, SharedHandle, Ticket
+
+Policy = Literal["rr", "none"]
+
+
+class Listeners:
+    """The handles that workers, by their ids, have asked for."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[Any, Handle] = {}
+        self._by_key: dict[int, Handle] = {}
+        self._closing: list[Handle] = []
+        self._keys = 0
+
+    def __iter__(self) -> Iterator[Handle]:
+        """All handles, those that are closed and still have members included."""
+        return iter([*self._by_key.values(), *self._closing])
+
+    def bind(self, worker_id: int, said: protocol.Bind, fd: int, policy: Policy) -> Handle:
+        """Let a worker join the handle of an address; the first one's socket `fd`, which is taken over, is bound.
+
+        Raises:
+          OSError: of bind(2), or the worker has this listener already.
+          TypeError, ValueError, OverflowError: it is no address.
+        """
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)  # it is no socket
+            raise
+        try:
+            handle = self._join(worker_id, said, sock, policy)
+        except BaseException:
+            sock.close()
+            raise
+        if handle.sock is not sock:
+            sock.close()
+        return handle
+
+    def _join(self, worker_id: int, said: protocol.Bind, sock: socket.socket, policy: Policy) -> Handle:
+        if (sock.family, sock.type) != (said.family, said.kind):
+            raise OSError(errno.EINVAL, "the socket is not what it is said to be")
+        name = (said.family, said.kind, said.address, said.index)
+        handle = self._by_name.get(name)
+        if handle is None:
+            sock.bind(said.address)
+            self._keys += 1
+            kind = RoundRobinHandle if policy == "rr" else SharedHandle
+            handle = self._by_name[name] = self._by_key[self._keys] = kind(self._keys, sock)
+        elif worker_id in handle.members:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        handle.join(worker_id)
+        return handle
+
+    def listen(self, worker_id: int, slot: int, said: protocol.Listen, max_pending: int) -> tuple[Handle, Ticket]:
+        """Give a worker its way to the connections of a handle that it has joined.
+
+        Raises:
+          OSError: EINVAL for another handle; of listen(2); or for want of descriptors.
+        """
+        handle = self._of(worker_id, said.key)
+        if handle is None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if isinstance(handle, RoundRobinHandle):
+            _cluster.start_balancer(max_pending)
+        return handle, handle.listen(worker_id, slot, said.backlog)
+
+    def release(self, worker_id: int, key: int) -> None:
+        """A worker has closed a listener; the last one closes the handle."""
+        handle = self._of(worker_id, key)
+        if handle is not None:
+            handle.leave(worker_id)
+            if not handle.members:
+                self._close(handle)
+
+    def withdraw(self, worker_id: int) -> None:
+        """A worker disconnects: it gets no more connections."""
+        for handle in list(self._by_key.values()):
+            if handle.members == {worker_id}:
+                # Nobody else can take what the kernel has accepted by now: it is still this worker's.
+                self._close(handle)
+            else:
+                handle.leave(worker_id)
+
+    def withdraw_all(self) -> None:
+        """All workers disconnect, and share in what the kernel has accepted by now."""
+        for handle in list(self._by_key.values()):
+            self._close(handle)
+
+    def forget(self, worker_id: int) -> None:
+        """A worker's process has ended."""
+        for handle in self:
+            handle.leave(worker_id)
+        self._closing = [handle for handle in self._closing if handle.members]
+
+    def close(self) -> None:
+        """Close all handles, crashed workers' too, and end the balancer: no worker is left. Idempotent."""
+        for handle in self:
+            handle.close()
+        self._clear()
+        _cluster.stop_balancer()
+
+    def abandon(self) -> None:
+        """In a forked child: close the copies of the sockets."""
+        for handle in self:
+            handle.sock.close()
+        self._clear()
+
+    def _of(self, worker_id: int, key: int) -> Handle | None:
+        handle = self._by_key.get(key)
+        return handle if handle is not None and worker_id in handle.members else None
+
+    def _close(self, handle: Handle) -> None:
+        """Nobody can join it any more; workers that have a channel still take what lies in it."""
+        handle.close()
+        del self._by_key[handle.key]
+        self._by_name = {name: other for name, other in self._by_name.items() if other is not handle}
+        self._closing.append(handle)
+
+    def _clear(self) -> None:
+        self._by_name.clear()
+        self._by_key.clear()
+        self._closing.clear()
