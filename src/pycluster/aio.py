@@ -6,7 +6,7 @@ from asyncio import selector_events
 from collections.abc import Callable
 from typing import Any
 
-from . import listener
+from . import descriptors
 from .events import handler_tasks
 
 _plain_accept_connection: Any = selector_events.BaseSelectorEventLoop._accept_connection  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def _accept_connection(
     asyncio's own step accepts until BlockingIOError, which costs a failing system call and an exception per wake-up,
     and a task per connection, which only TLS needs. TLS, debug mode, and sockets that are no channel go there.
     """
-    receiver = listener.receiver_of(sock)
+    receiver = descriptors.receiver_of(sock)
     if receiver is None or sslcontext is not None or loop.get_debug():
         _plain_accept_connection(loop, protocol_factory, sock, sslcontext, server, *rest)
         return

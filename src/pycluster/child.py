@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _cluster, adapt, listener, protocol
+from . import _cluster, adapt, descriptors, listener, protocol
 from .channel import CONTROL, Channel, Frame, Handle
 from .errors import ProtocolError
 from .script import Script
@@ -160,9 +160,9 @@ class Child:
 
     # Listener's Primary: requests, from any thread
 
-    def bind(self, family: int, kind: int, address: Any, index: int | None, fd: int) -> listener.Bound:
+    def bind(self, family: int, kind: int, address: Any, index: int | None, fd: int) -> descriptors.Bound:
         reply, _ = self._request(lambda seq: protocol.Bind(seq, family, kind, address, index), fd)
-        return listener.Bound(reply.key, tuple(reply.address))
+        return descriptors.Bound(reply.key, tuple(reply.address))
 
     def listen(self, key: int, backlog: int) -> tuple[int, int | None] | None:
         reply, fd = self._request(lambda seq: protocol.Listen(seq=seq, key=key, backlog=backlog))
@@ -296,7 +296,7 @@ class Child:
     def _silence_listeners(self) -> int:
         """Silence the listeners that nothing waits for. Returns how many something still waits for."""
         waiting = 0
-        for shared in listener.shared_sockets():
+        for shared in descriptors.shared_sockets():
             if shared.receiver is not None and shared.waiting:
                 waiting += 1
             else:
@@ -368,7 +368,7 @@ class Child:
         """In a process that this worker forks on its own: it is no worker."""
         self._closed.set()
         self._channel.abandon()
-        listener.abandon()
+        descriptors.abandon()
         signal.signal(END_SIGNAL, signal.SIG_DFL)
         os.close(self._wake)
         self._epoll.close()

@@ -1,0 +1,210 @@
+"""The worker's table of shared descriptors: what it knows of each, and what becomes of it.
+
+`listener.py`, which replaces methods of socket.socket, puts descriptors in and asks for them; the control thread
+(`Child`) silences them when the worker disconnects. Duplicates of a descriptor are the same listener: what is done to
+one must be done to all, and only with the last of them is the listener closed.
+"""
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from . import _cluster
+
+
+class Bound(NamedTuple):
+    """The primary's answer to a bind."""
+
+    key: int
+    address: Any
+
+
+class Primary(Protocol):
+    """What this room asks of the primary; `Child` does the asking."""
+
+    def bind(self, family: int, kind: int, address: Any, index: int | None, fd: int) -> Bound: ...
+
+    def listen(self, key: int, backlog: int) -> tuple[int, int | None] | None: ...
+
+    def release(self, key: int) -> None: ...
+
+    def defer(self, function: Callable[[], object]) -> None: ...
+
+
+class Shared:
+    """A descriptor of this worker whose port is shared. Duplicates of one descriptor have one key."""
+
+    def __init__(self, fd: int, bound: Bound, owner: socket.socket | None) -> None:
+        self.fd = fd
+        self.key = bound.key
+        self.address = bound.address
+        self.identity = _identity_of(fd)
+        self.listening = False
+        self.cell: int | None = None
+        self.receiver: _cluster.Receiver | None = None
+        self.silent = False
+        # None: the descriptor lives on without a socket object of Python's that would tell of its end.
+        self.owner = None if owner is None else weakref.ref(owner, lambda _: _forget(self))
+
+    def receive_from(self, fd: int, cell: int | None) -> None:
+        """Put the descriptor that the primary gave in the place of this one. `cell`: see the core's Receiver."""
+        os.dup2(fd, self.fd, inheritable=False)
+        self.identity = _identity_of(self.fd)
+        self.cell = cell
+        if cell is not None:
+            self.receiver = _cluster.Receiver(self.fd, cell)
+        self.listening = True
+
+    def adopt(self, fd: int, owner: socket.socket | None) -> "Shared":
+        """Share a duplicate of this descriptor, too."""
+        twin = _shared[fd] = Shared(fd, Bound(self.key, self.address), owner)
+        twin.listening = self.listening
+        twin.cell = self.cell
+        if self.cell is not None:
+            twin.receiver = _cluster.Receiver(fd, self.cell)
+        return twin
+
+    def adopt_duplicates(self) -> None:
+        """Find the duplicates that nobody has told of: what is done to all of one key must be done to them."""
+        if self.silent:
+            return  # all silent descriptors are duplicates of one
+        for name in os.listdir("/proc/self/fd"):
+            fd = int(name)
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if fd not in _shared and _identity_of(fd) == self.identity:
+                    self.adopt(fd, None)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a connection lies in the channel."""
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        return any(event & select.POLLIN and not event & select.POLLHUP for _, event in poller.poll(0))
+
+    def silence(self) -> None:
+        """Never be readable again: a server that goes on polling this descriptor sleeps.
+
+        An end of file would stay readable and make http.server's and asyncio's loops spin. The epolls of this process
+        are told first, since they would go on watching the old socket as long as another process has it open.
+        """
+        with _closing:
+            if self.silent or _shared.get(self.fd) is not self:
+                return
+            self.silent = True
+            _unwatch(self.fd)
+            os.dup2(_quiet_descriptor(), self.fd, inheritable=False)
+            self.identity = _identity_of(self.fd)
+            if self.receiver is None:
+                self.receiver = _cluster.Receiver(self.fd, 0)  # accept waits there as on a channel where nothing comes
+
+
+_shared: dict[int, Shared] = {}
+# Held while a shared socket is closed here, or silenced by the control thread: a number that has been closed may be
+# another file's at once.
+_closing = threading.RLock()
+primary: Primary | None = None
+_quiet: tuple[socket.socket, socket.socket] | None = None
+
+
+def shared_sockets() -> list[Shared]:
+    """The shared descriptors of this worker that listen, duplicates included."""
+    with _closing:
+        for shared in list(_shared.values()):
+            if shared.listening:
+                shared.adopt_duplicates()
+        return [shared for shared in _shared.values() if shared.listening]
+
+
+def receiver_of(sock: socket.socket) -> _cluster.Receiver | None:
+    """The channel that this socket accepts from, if it is one."""
+    shared = find(sock)
+    return None if shared is None else shared.receiver
+
+
+def put(sock: socket.socket, bound: Bound) -> None:
+    """Share this socket's descriptor, which the primary has bound, from now on."""
+    _shared[sock.fileno()] = Shared(sock.fileno(), bound, sock)
+
+
+def close(shared: Shared, really_close: Callable[[], None]) -> None:
+    """Close a shared descriptor, and the listener with the last one."""
+    with _closing:
+        shared.adopt_duplicates()
+        _shared.pop(shared.fd, None)
+        really_close()
+    _release(shared)  # after the close: what lies in the channel is the primary's now
+
+
+def abandon() -> None:
+    """In a child that this worker forks on its own: it is no worker, and holds none of the descriptors open."""
+    global primary
+    primary = None
+    for shared in _shared.values():
+        os.dup2(_quiet_descriptor(), shared.fd, inheritable=False)
+    _shared.clear()
+
+
+def find(sock: socket.socket) -> Shared | None:
+    """What is known to be shared under this socket's descriptor."""
+    shared = _shared.get(sock.fileno())
+    if shared is not None and shared.owner is None and _identity_of(shared.fd) != shared.identity:
+        _forget(shared)  # closed by its number, which is another file's now
+        return None
+    return shared
+
+
+def find_any(sock: socket.socket) -> Shared | None:
+    """The same, and what is a duplicate of a shared descriptor (dup, fromfd) that nobody has told of."""
+    shared = find(sock)
+    if shared is None and _shared and sock.fileno() >= 0:
+        identity = _identity_of(sock.fileno())
+        with _closing:
+            for twin in list(_shared.values()):
+                if twin.identity == identity and not twin.silent:
+                    return twin.adopt(sock.fileno(), sock)
+    return shared
+
+
+def _identity_of(fd: int) -> tuple[int, int]:
+    """What duplicates of one descriptor have in common."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _forget(shared: Shared) -> None:
+    """Its descriptor is closed, or about to be closed by the collector, without our having been told."""
+    if _shared.get(shared.fd) is shared:
+        del _shared[shared.fd]
+        if primary is not None:
+            primary.defer(lambda: _release(shared))  # the collector runs anywhere, where locks are held too
+
+
+def _release(shared: Shared) -> None:
+    """Tell the primary that the listener is closed here, if this was its last descriptor."""
+    if primary is not None and not any(other.key == shared.key for other in list(_shared.values())):
+        primary.release(shared.key)
+
+
+def _quiet_descriptor() -> int:
+    """A descriptor that is never readable: its peer stays open, here, and says nothing."""
+    global _quiet
+    if _quiet is None:
+        _quiet = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return _quiet[0].fileno()
+
+
+def _unwatch(fd: int) -> None:
+    """Take a descriptor out of every epoll of this process."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") != "anon_inode:[eventpoll]":
+                continue
+            with select.epoll.fromfd(os.dup(int(name))) as epoll:
+                epoll.unregister(fd)
+        except OSError:
+            pass  # closed meanwhile, or not watched there
