@@ -379,6 +379,18 @@ def connect(port: int, host: str = "127.0.0.1", timeout: float = PATIENCE_S) -> 
     return socket.create_connection((host, port), timeout)
 
 
+def connect_to(path: str) -> socket.socket:
+    """A connection to a Unix socket, by path or abstract name, whose operations are bounded."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(PATIENCE_S)
+    try:
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def read_all(sock: socket.socket) -> bytes:
     """All that the peer says until it closes."""
     chunks = []

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from harness import PATIENCE_S, Fact, Program, Programs, request, wait_until
+from harness import PATIENCE_S, Fact, Program, Programs, connect_to, read_all, request, wait_until
 
 Start = Callable[..., "Puppets"]
 
@@ -80,10 +80,10 @@ class Puppets:
         assert isinstance(pid, int)
         return pid
 
-    def serve(self, kind: str, port: int, *workers: int) -> None:
-        """Let workers run one of servers.py; returns when all listen."""
+    def serve(self, kind: str, where: int | str, *workers: int) -> None:
+        """Let workers run one of servers.py, unix_servers.py or udp_servers.py; returns when all listen."""
         for worker in workers:
-            self.begin(worker, "serve", kind=kind, port=port)
+            self.begin(worker, "serve", kind=kind, where=where)
         for worker in workers:
             self._wait_for(lambda worker=worker: self.program.facts_of("listening", worker=worker), worker)  # type: ignore[misc]
 
@@ -124,6 +124,13 @@ def puppets(
             puppets.fork(workers)
         yield puppets
     assert program.finish().returncode == 0
+
+
+def who_answers_at(path: str) -> int:
+    """The id of the worker that answers a new connection to a Unix socket."""
+    with connect_to(path) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return worker_in(read_all(client))
 
 
 def who_answers(port: int, host: str = "127.0.0.1") -> int:

@@ -312,7 +312,7 @@ def test_nothing_is_replaced_in_the_primary(start: Start, how: str) -> None:
     with pytest.raises(OSError, match="in use"):
         cluster.do(1, "listen", port=port)
     with socket.create_connection(("127.0.0.1", port)):
-        assert cluster.do(0, "accept", answer=False)
+        assert cluster.do(0, "accept", reply=False)
 
 
 def test_a_process_that_a_worker_starts_on_its_own_shares_nothing(start: Start) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 def _asyncio(module: ModuleType) -> None:
     from . import aio
 
-    aio.hasten_accept()
+    aio.share_ports()
 
 
 def _uvloop(module: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""asyncio: waiting for the cluster in a running loop, and accepting from a handoff channel without detours."""
+"""asyncio: waiting for the cluster in a running loop, and what its servers do differently with a shared listener."""
 
 import asyncio
 import socket
@@ -9,6 +9,7 @@ from typing import Any
 from . import descriptors
 from .events import handler_tasks
 
+_plain_start_serving: Any = selector_events.BaseSelectorEventLoop._start_serving  # type: ignore[attr-defined]
 _plain_accept_connection: Any = selector_events.BaseSelectorEventLoop._accept_connection  # type: ignore[attr-defined]
 
 
@@ -40,9 +41,20 @@ async def wait_in_loop(fd: int, dispatch: Callable[[], object], finished: Callab
         loop.remove_reader(fd)
 
 
-def hasten_accept() -> None:
-    """Replace the accept step of asyncio's selector loops in this worker. Idempotent."""
+def share_ports() -> None:
+    """Replace what asyncio's selector loops do with listening sockets in this worker. Idempotent."""
+    selector_events.BaseSelectorEventLoop._start_serving = _start_serving  # type: ignore[attr-defined]
     selector_events.BaseSelectorEventLoop._accept_connection = _accept_connection  # type: ignore[attr-defined]
+
+
+def _start_serving(loop: Any, protocol_factory: Callable[[], Any], sock: socket.socket, *rest: Any) -> None:
+    """Let the loop forget the file of a Unix socket that is shared: the primary removes it in the end.
+
+    From Python 3.13 on, asyncio unlinks it when the server closes, while other workers may still listen there.
+    """
+    if descriptors.find(sock) is not None:
+        getattr(loop, "_unix_server_sockets", {}).pop(sock, None)
+    _plain_start_serving(loop, protocol_factory, sock, *rest)
 
 
 def _accept_connection(

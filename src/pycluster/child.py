@@ -11,6 +11,7 @@ import errno
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -27,8 +28,6 @@ from .settings import Settings
 from .worker import Worker
 
 if TYPE_CHECKING:
-    import socket
-
     from .channel import Callback, HasFileno
 
 # How long Python may take to leave by itself when the primary is gone; api.md promises 1 s in all.
@@ -60,7 +59,7 @@ class Child:
         self,
         worker_id: int,
         slot: int,
-        sock: "socket.socket",
+        sock: socket.socket,
         settings: Settings,
         report: Callable[[Exception], None],
     ) -> None:
@@ -160,9 +159,24 @@ class Child:
 
     # Listener's Primary: requests, from any thread
 
-    def bind(self, family: int, kind: int, address: Any, index: int | None, fd: int) -> descriptors.Bound:
-        reply, _ = self._request(lambda seq: protocol.Bind(seq, family, kind, address, index), fd)
-        return descriptors.Bound(reply.key, tuple(reply.address))
+    def bind(
+        self, family: int, kind: int, address: Any, fd: int, *, index: int | None, over_stale: bool
+    ) -> descriptors.Bound:
+        reply, shared = self._request(
+            lambda seq: protocol.Bind(seq, family, kind, address, index=index, over_stale=over_stale), fd
+        )
+        return self._bound(reply, shared, kind == socket.SOCK_DGRAM)
+
+    def bind_descriptor(self, fd: int) -> descriptors.Bound:
+        reply, shared = self._request(lambda seq: protocol.BindDescriptor(seq, fd))
+        return self._bound(reply, shared, True)
+
+    def _bound(self, reply: protocol.Reply, fd: int | None, wants_fd: bool) -> descriptors.Bound:
+        if wants_fd and fd is None and not reply.quiet:
+            self.release(reply.key)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
+        address = tuple(reply.address) if isinstance(reply.address, list) else None
+        return descriptors.Bound(reply.key, address, fd)
 
     def listen(self, key: int, backlog: int) -> tuple[int, int | None] | None:
         reply, fd = self._request(lambda seq: protocol.Listen(seq=seq, key=key, backlog=backlog))
@@ -299,8 +313,11 @@ class Child:
         for shared in descriptors.shared_sockets():
             if shared.receiver is not None and shared.waiting:
                 waiting += 1
-            else:
+                continue
+            try:
                 shared.silence()
+            except OSError:
+                waiting += 1  # no descriptor is left; when a connection has ended, there is one
         return waiting
 
     def _say_drained(self) -> None:

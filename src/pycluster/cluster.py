@@ -251,32 +251,49 @@ class Cluster(Emitter):
     # Listening
 
     def listen(
-        self, address: int | tuple[Any, ...], *, backlog: int | None = None, exclusive: bool = False
+        self,
+        address: listener.Address | None = None,
+        *,
+        fd: int | None = None,
+        backlog: int | None = None,
+        exclusive: bool = False,
     ) -> socket.socket:
-        """Open a listening TCP socket: in a worker one whose port is shared, else an ordinary one.
+        """Open a listening TCP or Unix socket: in a worker one that is shared, else an ordinary one.
 
         Args:
-          address: a port, or `(host, port)`. Port 0 is shared too: the n-th such call in every worker gets one port.
+          address: a port, `(host, port)`, or the path or abstract name of a Unix socket. Port 0 is shared too: the n-th
+            such call in every worker gets one port. The file of a socket that no process has open any more is replaced;
+            that of a shared one is removed when the last worker closes it or disconnects.
+          fd: instead, a descriptor to listen on: in a worker one of the primary's, such as systemd has opened. It stays
+            whose it is, and becomes non-blocking.
           backlog: as of listen(2); None for 511, as in Node.js. The largest that a worker asks for is in force.
-          exclusive: in a worker, keep the socket private.
+          exclusive: in a worker, keep the socket private; `fd` is then the worker's own.
 
         Returns:
           A socket to pass as `sock=` to any server; the caller's to close.
 
         Raises:
-          TypeError: another kind of address.
-          OSError: of bind(2) and listen(2), wherever they were called.
+          TypeError: another kind of address, or not exactly one of address and fd.
+          OSError: of bind(2) and listen(2), wherever they were called; EBADF, ENOTSOCK or EINVAL for what is no bound
+            stream socket.
 
         Source: Node.js `server.listen()`.
         """
-        if isinstance(address, bool) or not isinstance(address, (int, tuple)):
-            raise TypeError(f"listen takes a port or (host, port), not {address!r}")
-        if exclusive or self._child is None or not self._child.settings.share_ports:
-            with listener.exclusive():
-                return listener.open_listener(address, backlog, None)
-        index = self._listens_on_port_0
-        sock = listener.open_listener(address, backlog, index)
-        if (address if isinstance(address, int) else address[1]) == 0:
+        if (address is None) == (fd is None):
+            raise TypeError("listen takes an address or fd=, one of them")
+        if isinstance(address, bool) or not isinstance(address, (int, tuple, str, bytes, os.PathLike, type(None))):
+            raise TypeError(f"listen takes a port, (host, port) or a path, not {address!r}")
+        if isinstance(fd, bool) or not isinstance(fd, (int, type(None))):
+            raise TypeError(f"listen takes the number of a descriptor as fd, not {fd!r}")
+        private = exclusive or self._child is None or not self._child.settings.share_ports
+        on_port_0 = address == 0 or (isinstance(address, tuple) and address[1:2] == (0,))
+        index = self._listens_on_port_0 if on_port_0 and not private else None
+        with listener.exclusive() if private else contextlib.nullcontext():
+            if fd is not None:
+                return listener.open_descriptor(fd, backlog)
+            assert address is not None
+            sock = listener.open_listener(address, backlog, index)
+        if index is not None:
             self._listens_on_port_0 += 1
         return sock
 

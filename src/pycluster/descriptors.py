@@ -18,16 +18,25 @@ from . import _cluster
 
 
 class Bound(NamedTuple):
-    """The primary's answer to a bind."""
+    """The primary's answer to a bind.
+
+    Attributes:
+      key: the listener's; 0 when nothing will come, because this worker is disconnecting.
+      address: of an Internet socket, else None.
+      fd: the shared socket itself, the caller's, where it is given out before listen.
+    """
 
     key: int
     address: Any
+    fd: int | None
 
 
 class Primary(Protocol):
     """What this room asks of the primary; `Child` does the asking."""
 
-    def bind(self, family: int, kind: int, address: Any, index: int | None, fd: int) -> Bound: ...
+    def bind(self, family: int, kind: int, address: Any, fd: int, *, index: int | None, over_stale: bool) -> Bound: ...
+
+    def bind_descriptor(self, fd: int) -> Bound: ...
 
     def listen(self, key: int, backlog: int) -> tuple[int, int | None] | None: ...
 
@@ -39,17 +48,26 @@ class Primary(Protocol):
 class Shared:
     """A descriptor of this worker whose port is shared. Duplicates of one descriptor have one key."""
 
-    def __init__(self, fd: int, bound: Bound, owner: socket.socket | None) -> None:
+    def __init__(self, fd: int, key: int, address: Any, family: int, kind: int, owner: socket.socket | None) -> None:
         self.fd = fd
-        self.key = bound.key
-        self.address = bound.address
+        self.key = key
+        self.address = address
+        self.family = family
+        self.kind = kind
         self.identity = _identity_of(fd)
         self.listening = False
         self.cell: int | None = None
         self.receiver: _cluster.Receiver | None = None
         self.silent = False
+        # Descriptors of the same socket that are none of ours: those that a worker has inherited from the user.
+        self.strangers: frozenset[int] = frozenset()
         # None: the descriptor lives on without a socket object of Python's that would tell of its end.
         self.owner = None if owner is None else weakref.ref(owner, lambda _: _forget(self))
+
+    @property
+    def is_datagram(self) -> bool:
+        """Whether this is a UDP socket: the shared socket itself, and nothing to accept from."""
+        return self.kind == socket.SOCK_DGRAM
 
     def receive_from(self, fd: int, cell: int | None) -> None:
         """Put the descriptor that the primary gave in the place of this one. `cell`: see the core's Receiver."""
@@ -62,7 +80,7 @@ class Shared:
 
     def adopt(self, fd: int, owner: socket.socket | None) -> "Shared":
         """Share a duplicate of this descriptor, too."""
-        twin = _shared[fd] = Shared(fd, Bound(self.key, self.address), owner)
+        twin = _shared[fd] = Shared(fd, self.key, self.address, self.family, self.kind, owner)
         twin.listening = self.listening
         twin.cell = self.cell
         if self.cell is not None:
@@ -76,8 +94,17 @@ class Shared:
         for name in os.listdir("/proc/self/fd"):
             fd = int(name)
             with contextlib.suppress(OSError):  # closed meanwhile
-                if fd not in _shared and _identity_of(fd) == self.identity:
+                if fd not in _shared and fd not in self.strangers and _identity_of(fd) == self.identity:
                     self.adopt(fd, None)
+
+    def leave_strangers(self) -> None:
+        """What has been there before this descriptor is no duplicate of it, but the user's."""
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if _identity_of(int(name)) == self.identity:
+                    found.add(int(name))
+        self.strangers = frozenset(found - {self.fd})
 
     @property
     def waiting(self) -> bool:
@@ -90,16 +117,26 @@ class Shared:
         """Never be readable again: a server that goes on polling this descriptor sleeps.
 
         An end of file would stay readable and make http.server's and asyncio's loops spin. The epolls of this process
-        are told first, since they would go on watching the old socket as long as another process has it open.
+        are told first, since they would go on watching the old socket as long as another process has it open. A
+        datagram socket becomes one that can still send.
+
+        Raises:
+          OSError: no descriptor is left; nothing has been changed.
         """
         with _closing:
             if self.silent or _shared.get(self.fd) is not self:
                 return
-            self.silent = True
-            _unwatch(self.fd)
-            os.dup2(_quiet_descriptor(), self.fd, inheritable=False)
+            with contextlib.ExitStack() as stack:
+                if self.is_datagram:
+                    unbound = socket.socket(self.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                    quiet = stack.enter_context(unbound).fileno()
+                else:
+                    quiet = _quiet_descriptor()
+                self.silent = True
+                _unwatch(self.fd)
+                os.dup2(quiet, self.fd, inheritable=False)
             self.identity = _identity_of(self.fd)
-            if self.receiver is None:
+            if self.receiver is None and not self.is_datagram:
                 self.receiver = _cluster.Receiver(self.fd, 0)  # accept waits there as on a channel where nothing comes
 
 
@@ -126,9 +163,11 @@ def receiver_of(sock: socket.socket) -> _cluster.Receiver | None:
     return None if shared is None else shared.receiver
 
 
-def put(sock: socket.socket, bound: Bound) -> None:
+def put(sock: socket.socket, key: int, address: Any) -> Shared:
     """Share this socket's descriptor, which the primary has bound, from now on."""
-    _shared[sock.fileno()] = Shared(sock.fileno(), bound, sock)
+    fd = sock.fileno()
+    shared = _shared[fd] = Shared(fd, key, address, int(sock.family), int(sock.type), sock)
+    return shared
 
 
 def close(shared: Shared, really_close: Callable[[], None]) -> None:
@@ -141,11 +180,15 @@ def close(shared: Shared, really_close: Callable[[], None]) -> None:
 
 
 def abandon() -> None:
-    """In a child that this worker forks on its own: it is no worker, and holds none of the descriptors open."""
+    """In a child that this worker forks on its own: it is no worker, and holds no listener open.
+
+    Datagram sockets it keeps, as any child would: socketserver's ForkingUDPServer answers from there.
+    """
     global primary
     primary = None
     for shared in _shared.values():
-        os.dup2(_quiet_descriptor(), shared.fd, inheritable=False)
+        if not shared.is_datagram:
+            os.dup2(_quiet_descriptor(), shared.fd, inheritable=False)
     _shared.clear()
 
 

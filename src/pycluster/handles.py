@@ -2,13 +2,18 @@
 
 A handle has few verbs: `join` (a worker has bound), `listen` (it wants connections), `leave` (it closes, disconnects or
 is gone: then what waits for it goes to another one), `close`. RoundRobinHandle accepts in the primary and hands
-connections over; SharedHandle hands out the socket itself. Compare the handles of lib/internal/cluster in Node.js.
+connections over; SharedHandle hands out the socket itself, as DatagramHandle does for UDP under either policy. Compare
+the handles of lib/internal/cluster in Node.js.
 """
 
+import errno
+import os
 import socket
 from typing import NamedTuple
 
 from . import _cluster
+from .socketfile import SocketFile
+from .worker import Address
 
 
 class Ticket(NamedTuple):
@@ -21,27 +26,19 @@ class Ticket(NamedTuple):
 class Handle:
     """A bound socket of the primary's, and the workers (by id) that have asked for it."""
 
-    def __init__(self, key: int, sock: socket.socket) -> None:
-        """Own `sock`, which is bound."""
+    def __init__(self, key: int, sock: socket.socket, address: Address, file: SocketFile | None = None) -> None:
+        """Own `sock`, which is bound, and the file that it is bound to."""
         self.key = key
         self.sock = sock
-        self.address = sock.getsockname()
+        self.address = address
+        self.file = file
         self.members: set[int] = set()
         self.backlog = -1
-
-    @property
-    def family(self) -> int:
-        """AF_INET, …"""
-        return int(self.sock.family)
-
-    @property
-    def type(self) -> int:
-        """SOCK_STREAM, …"""
-        return int(self.sock.type)
 
     def join(self, worker_id: int) -> None:
         """A worker has bound to this address."""
         self.members.add(worker_id)
+        self._look_after_file()
 
     def listen(self, worker_id: int, slot: int, backlog: int) -> Ticket:
         """Give a worker its way to connections. The largest backlog that was asked for is in force.
@@ -54,10 +51,25 @@ class Handle:
     def leave(self, worker_id: int) -> None:
         """A worker takes no more connections from here. What waits for it goes to another one."""
         self.members.discard(worker_id)
+        self._look_after_file()
 
     def close(self) -> None:
-        """Close the socket. Idempotent."""
+        """Remove the socket's file and close the socket. Idempotent.
+
+        What the kernel has accepted by now still goes to the workers that have a channel. It stays usable until they
+        leave.
+        """
+        if self.file is not None:
+            self.file.remove()
+        self._stop()
         self.sock.close()
+
+    def _stop(self) -> None:
+        """Hand out what waits, before the socket is closed."""
+
+    def _look_after_file(self) -> None:
+        if self.file is not None:
+            self.file.restore()
 
     def _listen(self, backlog: int) -> None:
         backlog = max(backlog, 0)  # as listen(2) takes a negative one on Linux, so that the first call does listen
@@ -69,8 +81,8 @@ class Handle:
 class RoundRobinHandle(Handle):
     """The primary accepts, and the balancer hands each connection to the next worker."""
 
-    def __init__(self, key: int, sock: socket.socket) -> None:
-        super().__init__(key, sock)
+    def __init__(self, key: int, sock: socket.socket, address: Address, file: SocketFile | None = None) -> None:
+        super().__init__(key, sock, address, file)
         self._listener: _cluster.Listener | None = None
         self._channels: dict[int, _cluster.HandoffChannel] = {}
 
@@ -90,15 +102,10 @@ class RoundRobinHandle(Handle):
         if channel := self._channels.pop(worker_id, None):
             channel.close()
 
-    def close(self) -> None:
-        """Close the socket; what the kernel has accepted by now goes to the workers that still have a channel.
-
-        Their channels stay usable until they leave.
-        """
+    def _stop(self) -> None:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-        super().close()
 
 
 class SharedHandle(Handle):
@@ -107,3 +114,15 @@ class SharedHandle(Handle):
     def listen(self, worker_id: int, slot: int, backlog: int) -> Ticket:
         self._listen(backlog)
         return Ticket(self.sock.fileno(), None)
+
+
+class DatagramHandle(Handle):
+    """A UDP socket, which every worker gets when it binds, and the kernel picks who receives."""
+
+    def __init__(self, key: int, sock: socket.socket, address: Address, file: SocketFile | None = None) -> None:
+        super().__init__(key, sock, address, file)
+        # One flag for all workers: what another one has received must not block anybody who waits in select.
+        sock.setblocking(False)
+
+    def listen(self, worker_id: int, slot: int, backlog: int) -> Ticket:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))

@@ -1,10 +1,15 @@
 """The worker's listening sockets, and the sharing of ports: methods of socket.socket that go to the primary.
 
-In a worker `bind` of a TCP socket asks the primary, which binds the worker's own socket, with all its options, or lets
-it join the listener that is bound there. `listen` puts the descriptor that the primary gives (a handoff channel, or
-under SCHED_NONE the listening socket itself) in the place of the socket's, so that its number stays. The methods are
-replaced, never the class: `from socket import socket` and subclasses see them too. `_accept` is the one method that
-every `accept` comes down to (trio and others call the base class's accept).
+In a worker `bind` of a TCP or Unix stream socket asks the primary, which binds the worker's own socket, with all its
+options, or lets it join the listener that is bound there. `listen` puts the descriptor that the primary gives (a
+handoff channel, or under SCHED_NONE the listening socket itself) in the place of the socket's, so that its number
+stays. `bind` of a UDP socket does so at once: all workers have one socket. The methods are replaced, never the class:
+`from socket import socket` and subclasses see them too. `_accept` is the one method that every `accept` comes down to
+(trio and others call the base class's accept).
+
+A socket that is shared itself never blocks, since all workers have one flag for that: who wants it to block waits in
+Python's own poll, for FOREVER_S seconds, and is told that it has no timeout. What another worker has taken meanwhile
+only makes it wait on.
 
 Nothing here is installed in the primary.
 """
@@ -17,13 +22,20 @@ import os
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import _cluster, descriptors
+from .sockets import MAX_NAME, MAX_PATH, bind_path, duplicate_listener
+
+# What is listened on: a port, (host, port), or the path or abstract name of a Unix socket.
+Address = int | tuple[Any, ...] | str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 # As Node.js: server.listen(), `backlog`.
 DEFAULT_BACKLOG = 511
+
+# The longest timeout that the socket module takes (INT_MAX milliseconds), and one that nobody else will think of.
+FOREVER_S = 2147483.625
 
 # What the kernel would say of the channel, and not of the listening socket that it stands for.
 _TOLD_BY_US = (socket.SO_ACCEPTCONN, socket.SO_TYPE, socket.SO_DOMAIN, socket.SO_PROTOCOL)
@@ -66,28 +78,65 @@ def accept_ready(sock: socket.socket) -> list[tuple[int, Any]]:
         return []
 
 
-def open_listener(address: int | tuple[Any, ...], backlog: int | None, index: int | None) -> socket.socket:
-    """Open a listening TCP socket; in a worker a shared one, where port 0 is the listener number `index`.
+def open_listener(address: Address, backlog: int | None, index: int | None) -> socket.socket:
+    """Open a listening TCP or Unix socket; in a worker a shared one, where port 0 is the listener number `index`.
 
     Raises:
       OSError: of socket(2), bind(2), listen(2), or getaddrinfo(3).
     """
-    host, port = ("", address) if isinstance(address, int) else address[:2]
-    family = socket.AF_INET
-    if host:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if index is not None and port == 0 and descriptors.primary is not None:
-            _bind_shared(sock, (host, port), index)
-        else:
-            sock.bind((host, port))
+    if isinstance(address, (int, tuple)):
+        host, port, *rest = ("", address) if isinstance(address, int) else address
+        family, resolved = socket.AF_INET, (host, port)
+        if host:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            # With the scope that a host like fe80::1%eth0 has.
+            family, resolved = found[0], (*found[4][:2], *(rest or found[4][2:]))
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        with _closed_on_failure(sock):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if index is not None and not _exclusive.get():
+                _bind_shared(sock, resolved, index=index)
+            else:
+                sock.bind(resolved)
+    else:
+        path = os.fsencode(address)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with _closed_on_failure(sock):
+            if _is_shared(sock, path):
+                _bind_shared(sock, path, over_stale=True)
+            else:
+                bind_path(sock, path, over_stale=True)
+    return _listening(sock, backlog)
+
+
+def open_descriptor(fd: int, backlog: int | None) -> socket.socket:
+    """Open a listening socket on a duplicate of a descriptor; in a worker on the primary's, shared.
+
+    Raises:
+      OSError: EBADF, ENOTSOCK; EINVAL when it is no stream socket or not bound; of listen(2).
+    """
+    if descriptors.primary is None or _exclusive.get():
+        return _listening(duplicate_listener(fd), backlog)
+    bound = descriptors.primary.bind_descriptor(fd)
+    sock = socket.socket() if bound.fd is None else socket.socket(fileno=bound.fd)
+    with _closed_on_failure(sock):
+        descriptors.put(sock, bound.key, _plain_getsockname(sock)).leave_strangers()
+    return _listening(sock, backlog)
+
+
+def _listening(sock: socket.socket, backlog: int | None) -> socket.socket:
+    with _closed_on_failure(sock):
         sock.listen(DEFAULT_BACKLOG if backlog is None else backlog)
+    return sock
+
+
+@contextlib.contextmanager
+def _closed_on_failure(sock: socket.socket) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         sock.close()
         raise
-    return sock
 
 
 def install(primary: descriptors.Primary) -> None:
@@ -99,6 +148,8 @@ def install(primary: descriptors.Primary) -> None:
         ("_accept", _accept),
         ("getsockname", _getsockname),
         ("getsockopt", _getsockopt),
+        ("gettimeout", _gettimeout),
+        ("timeout", property(_gettimeout)),
         ("settimeout", _settimeout),
         ("setblocking", _setblocking),
         ("_real_close", _real_close),
@@ -113,8 +164,10 @@ def install(primary: descriptors.Primary) -> None:
 _plain_bind = socket.socket.bind
 _plain_listen = socket.socket.listen
 _plain_accept = socket.socket._accept  # type: ignore[attr-defined]
+_plain_gettimeout = socket.socket.gettimeout
 _plain_settimeout = socket.socket.settimeout
 _plain_setblocking = socket.socket.setblocking
+_plain_kind: Callable[[socket.socket], int] = _socket.socket.type.__get__
 _plain_getsockname = socket.socket.getsockname
 _plain_getsockopt: Any = socket.socket.getsockopt
 _plain_real_close = socket.socket._real_close  # type: ignore[attr-defined]
@@ -123,31 +176,75 @@ _plain_dup = socket.socket.dup
 
 
 def _bind(self: socket.socket, address: Any, /) -> None:
-    if descriptors.primary is None or _exclusive.get() or not _is_sharable(self, address):
-        return _plain_bind(self, address)
-    return _bind_shared(self, address, None)
+    if _is_shared(self, address):
+        _bind_shared(self, address)
+    else:
+        _plain_bind(self, address)
 
 
-def _is_sharable(sock: socket.socket, address: Any) -> bool:
+def _is_shared(sock: socket.socket, address: Any) -> bool:
+    """Whether a bind to this address goes to the primary. What the socket module refuses does not."""
+    if descriptors.primary is None or _exclusive.get():
+        return False
+    if sock.family == socket.AF_UNIX:
+        return sock.type == socket.SOCK_STREAM and _is_name(address) and not _reuses_port(sock)
     return (
         sock.family in (socket.AF_INET, socket.AF_INET6)
-        and sock.type == socket.SOCK_STREAM
+        and sock.type in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
         and isinstance(address, tuple)
         and len(address) >= 2
         and isinstance(address[0], str)
         and isinstance(address[1], int)
         and 0 < address[1] < 65536
-        and not _plain_getsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT)
+        and not _reuses_port(sock)
     )
 
 
-def _bind_shared(sock: socket.socket, address: tuple[Any, ...], index: int | None) -> None:
+def _is_name(address: Any) -> bool:
+    """Whether this is the path or the abstract name of a Unix socket; "" lets the kernel choose one."""
+    if not isinstance(address, (str, bytes, bytearray, memoryview)):
+        return False
+    name = _encode(address)
+    if name.startswith(b"\0"):
+        return len(name) <= MAX_NAME
+    return 0 < len(name) <= MAX_PATH and b"\0" not in name
+
+
+def _encode(address: str | bytes | bytearray | memoryview) -> bytes:
+    return os.fsencode(address) if isinstance(address, str) else bytes(address)
+
+
+def _reuses_port(sock: socket.socket) -> bool:
+    return bool(_plain_getsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
+def _bind_shared(sock: socket.socket, address: Any, *, index: int | None = None, over_stale: bool = False) -> None:
     assert descriptors.primary is not None
     if descriptors.find(sock) is not None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as bind(2) answers for a bound socket
-    resolved = _resolve(sock, address)
-    bound = descriptors.primary.bind(int(sock.family), int(sock.type), resolved, index, sock.fileno())
-    descriptors.put(sock, bound)
+    wanted: tuple[Any, ...] | bytes
+    local: str | bytes
+    if sock.family != socket.AF_UNIX:
+        wanted, local = _resolve(sock, address), ""
+    elif (name := _encode(address)).startswith(b"\0"):
+        wanted, local = name, name
+    else:
+        wanted, local = os.path.abspath(name), os.fsdecode(name)
+    bound = descriptors.primary.bind(
+        int(sock.family), int(sock.type), wanted, sock.fileno(), index=index, over_stale=over_stale
+    )
+    shared = descriptors.put(sock, bound.key, local or bound.address)
+    if not shared.is_datagram:
+        return
+    if bound.fd is None:
+        shared.listening = True
+        shared.silence()
+    else:
+        try:
+            shared.receive_from(bound.fd, None)
+        finally:
+            os.close(bound.fd)
+    sock.settimeout(_plain_gettimeout(sock))
 
 
 def _resolve(sock: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -183,7 +280,7 @@ def _listen(self: socket.socket, backlog: int = 128, /) -> None:
 
 def _accept(self: socket.socket) -> tuple[int, Any]:
     shared = descriptors.find_any(self)
-    if shared is None:
+    if shared is None or shared.is_datagram:
         return _plain_accept(self)  # type: ignore[no-any-return]
     if shared.receiver is not None:
         return shared.receiver.accept(self.gettimeout())
@@ -215,21 +312,30 @@ def _wait_readable(shared: descriptors.Shared, seconds: float) -> None:
     poller.poll(seconds * 1000)
 
 
+def _gettimeout(self: socket.socket) -> float | None:
+    timeout = _plain_gettimeout(self)
+    return None if timeout == FOREVER_S else timeout
+
+
 def _settimeout(self: socket.socket, timeout: float | None, /) -> None:
+    if timeout is None and _never_blocks(self):
+        timeout = FOREVER_S
     _plain_settimeout(self, timeout)
-    _unblock_shared(self)
 
 
 def _setblocking(self: socket.socket, flag: bool, /) -> None:
-    _plain_setblocking(self, flag)
-    _unblock_shared(self)
+    if flag and _never_blocks(self):
+        _plain_settimeout(self, FOREVER_S)
+    else:
+        _plain_setblocking(self, flag)
 
 
-def _unblock_shared(sock: socket.socket) -> None:
-    """Under SCHED_NONE all workers share one flag, and one that blocks must not make another one block."""
+def _never_blocks(sock: socket.socket) -> bool:
+    """Whether this is a socket that is shared itself: under SCHED_NONE, or of UDP."""
     shared = descriptors.find(sock)
-    if shared is not None and shared.listening and shared.receiver is None:
-        os.set_blocking(shared.fd, False)
+    if shared is None and _plain_kind(sock) == socket.SOCK_DGRAM:
+        shared = descriptors.find_any(sock)
+    return shared is not None and shared.listening and shared.receiver is None
 
 
 def _getsockname(self: socket.socket) -> Any:
@@ -242,14 +348,19 @@ def _getsockname(self: socket.socket) -> Any:
 
 
 def _getsockopt(self: socket.socket, level: int, option: int, *rest: int) -> Any:
-    if level == socket.SOL_SOCKET and option in _TOLD_BY_US and (shared := descriptors.find_any(self)) is not None:
+    if (
+        level == socket.SOL_SOCKET
+        and option in _TOLD_BY_US
+        and (shared := descriptors.find_any(self)) is not None
+        and not shared.is_datagram
+    ):
         if option == socket.SO_ACCEPTCONN:
             return int(shared.listening)
         if option == socket.SO_TYPE:
             return int(self.type)
         if option == socket.SO_DOMAIN:
             return int(self.family)
-        return self.proto or socket.IPPROTO_TCP
+        return self.proto or (0 if self.family == socket.AF_UNIX else socket.IPPROTO_TCP)
     return _plain_getsockopt(self, level, option, *rest)
 
 
@@ -268,7 +379,10 @@ def _detach(self: socket.socket) -> int:
 
 
 def _dup(self: socket.socket) -> socket.socket:
-    duplicate = _plain_dup(self)
-    if descriptors.find_any(duplicate) is not None:
-        _unblock_shared(duplicate)
+    if descriptors.find_any(self) is None:
+        return _plain_dup(self)
+    duplicate = self.__class__(self.family, self.type, self.proto, fileno=_socket.dup(self.fileno()))
+    with _closed_on_failure(duplicate):
+        descriptors.find_any(duplicate)
+        duplicate.settimeout(self.gettimeout())
     return duplicate

@@ -9,20 +9,29 @@ closed is kept until the workers that still take what lies in their channels are
 import errno
 import os
 import socket
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Iterator
+from typing import Literal
 
 from . import _cluster, protocol
-from .handles import Handle, RoundRobinHandle, SharedHandle, Ticket
+from .handles import DatagramHandle, Handle, RoundRobinHandle, SharedHandle, Ticket
+from .socketfile import SocketFile, bind_file
+from .sockets import duplicate_listener
+from .worker import Address
 
 Policy = Literal["rr", "none"]
+
+# A server may unlink its socket's file after it has closed the socket (asyncio does from Python 3.13 on), which nothing
+# tells us of: when a worker has closed one, its file is looked for once more after so many seconds.
+LOOK_AGAIN_S = 0.2
 
 
 class Listeners:
     """The handles that workers, by their ids, have asked for."""
 
-    def __init__(self) -> None:
-        self._by_name: dict[Any, Handle] = {}
+    def __init__(self, call_later: Callable[[float, Callable[[], object]], object]) -> None:
+        """`call_later` runs a function after so many seconds, in the thread that calls the methods."""
+        self._call_later = call_later
+        self._by_name: dict[Hashable, Handle] = {}
         self._by_key: dict[int, Handle] = {}
         self._closing: list[Handle] = []
         self._keys = 0
@@ -44,7 +53,11 @@ class Listeners:
             os.close(fd)  # it is no socket
             raise
         try:
-            handle = self._join(worker_id, said, sock, policy)
+            if (sock.family, sock.type) != (said.family, said.kind):
+                raise OSError(errno.EINVAL, "the socket is not what it is said to be")
+            name = (said.family, said.kind, said.address, said.index)
+            handle = self._by_name.get(name) or self._open(name, said, sock, policy)
+            self._join(worker_id, handle)
         except BaseException:
             sock.close()
             raise
@@ -52,20 +65,54 @@ class Listeners:
             sock.close()
         return handle
 
-    def _join(self, worker_id: int, said: protocol.Bind, sock: socket.socket, policy: Policy) -> Handle:
-        if (sock.family, sock.type) != (said.family, said.kind):
-            raise OSError(errno.EINVAL, "the socket is not what it is said to be")
-        name = (said.family, said.kind, said.address, said.index)
+    def bind_descriptor(self, worker_id: int, fd: int, policy: Policy) -> Handle:
+        """Let a worker join the handle of a descriptor of the user's, which stays the user's.
+
+        Raises:
+          OSError: EBADF, ENOTSOCK, EINVAL: it is no bound stream socket; or the worker has this listener already.
+        """
+        sock = duplicate_listener(fd)
+        # The number may be another socket's next time.
+        name = (fd, os.fstat(sock.fileno()).st_ino)
         handle = self._by_name.get(name)
         if handle is None:
+            handle = self._add(name, _handle_class(policy), sock, _address_of(sock)._replace(fd=fd))
+        else:
+            sock.close()
+        self._join(worker_id, handle)
+        return handle
+
+    def _open(self, name: Hashable, said: protocol.Bind, sock: socket.socket, policy: Policy) -> Handle:
+        if said.kind == socket.SOCK_DGRAM:
             sock.bind(said.address)
-            self._keys += 1
-            kind = RoundRobinHandle if policy == "rr" else SharedHandle
-            handle = self._by_name[name] = self._by_key[self._keys] = kind(self._keys, sock)
-        elif worker_id in handle.members:
+            return self._add(name, DatagramHandle, sock, _address_of(sock))
+        if not isinstance(said.address, bytes):
+            sock.bind(said.address)
+            return self._add(name, _handle_class(policy), sock, _address_of(sock))
+        file = None
+        if said.address.startswith(b"\0"):
+            sock.bind(said.address)
+        else:
+            sock, file = bind_file(sock, said.address, said.over_stale)
+        address = Address(family=said.family, type=said.kind, path=os.fsdecode(said.address))
+        return self._add(name, _handle_class(policy), sock, address, file)
+
+    def _add(
+        self,
+        name: Hashable,
+        kind: Callable[..., Handle],
+        sock: socket.socket,
+        address: Address,
+        file: SocketFile | None = None,
+    ) -> Handle:
+        self._keys += 1
+        handle = self._by_name[name] = self._by_key[self._keys] = kind(self._keys, sock, address, file)
+        return handle
+
+    def _join(self, worker_id: int, handle: Handle) -> None:
+        if worker_id in handle.members:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         handle.join(worker_id)
-        return handle
 
     def listen(self, worker_id: int, slot: int, said: protocol.Listen, max_pending: int) -> tuple[Handle, Ticket]:
         """Give a worker its way to the connections of a handle that it has joined.
@@ -87,6 +134,8 @@ class Listeners:
             handle.leave(worker_id)
             if not handle.members:
                 self._close(handle)
+            elif handle.file is not None:
+                self._call_later(LOOK_AGAIN_S, handle.file.restore)
 
     def withdraw(self, worker_id: int) -> None:
         """A worker disconnects: it gets no more connections."""
@@ -136,3 +185,14 @@ class Listeners:
         self._by_name.clear()
         self._by_key.clear()
         self._closing.clear()
+
+
+def _handle_class(policy: Policy) -> type[Handle]:
+    return RoundRobinHandle if policy == "rr" else SharedHandle
+
+
+def _address_of(sock: socket.socket) -> Address:
+    bound = sock.getsockname()
+    if isinstance(bound, tuple):
+        return Address(host=bound[0], port=bound[1], family=int(sock.family), type=int(sock.type))
+    return Address(path=os.fsdecode(bound), family=int(sock.family), type=int(sock.type))

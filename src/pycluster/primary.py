@@ -29,12 +29,15 @@ from .settings import Settings
 from .signals import as_signal
 from .start import prepare_copy, spawn
 from .stdio import WorkerStdio
-from .worker import STATES, Address, Worker
+from .worker import STATES, Worker
 
 if TYPE_CHECKING:
     from .channel import Callback, HasFileno
     from .channel import Handle as MessageHandle
     from .child import Child
+
+# What a worker waits for an answer to.
+_Request = protocol.Bind | protocol.BindDescriptor | protocol.Listen
 
 # As Python's own waiters report a child that somebody else has waited for (asyncio's child watchers).
 UNKNOWN_STATUS = 255
@@ -81,7 +84,7 @@ class Primary:
         self._members: dict[int, _Member] = {}
         self._workers: dict[int, Worker] = {}
         self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
-        self._listeners = Listeners()
+        self._listeners = Listeners(self._loop.call_later)
         self._disconnect_callbacks: list[Callable[[], object]] = []
 
     # Forking
@@ -296,7 +299,7 @@ class Primary:
                 os.close(frame.fd)
             raise
         if isinstance(said, protocol.Bind):
-            self._answer(member, said.seq, lambda: self._bind(member, said, frame.fd))
+            self._answer(member, said, lambda: self._bind(member, said, frame.fd))
             return
         if frame.fd is not None:
             os.close(frame.fd)
@@ -306,8 +309,10 @@ class Primary:
             worker._step("online")
             member.note()
             self._emit_on(worker, "online")
+        elif isinstance(said, protocol.BindDescriptor):
+            self._answer(member, said, lambda: self._bind_descriptor(member, said.fd))
         elif isinstance(said, protocol.Listen):
-            self._answer(member, said.seq, lambda: self._listen(member, said))
+            self._answer(member, said, lambda: self._listen(member, said))
         elif isinstance(said, protocol.Release):
             self._listeners.release(worker.id, said.key)
         elif isinstance(said, protocol.Leave):
@@ -324,36 +329,56 @@ class Primary:
 
     # Listeners
 
-    def _answer(self, member: _Member, seq: int, act: Callable[[], tuple[protocol.Reply, int | None]]) -> None:
+    def _answer(self, member: _Member, said: _Request, act: Callable[[], tuple[protocol.Reply, int | None]]) -> None:
+        key = 0
         try:
             reply, fd = act()
+            key = reply.key
+            reply.seq = said.seq
+            member.channel.send_control(protocol.encode(reply), fd)
+            return
         except OSError as exception:
-            reply = protocol.Reply(seq, error=exception.errno or errno.EIO, reason=exception.strerror or "")
-            fd = None
+            reply = protocol.Reply(said.seq, error=exception.errno or errno.EIO, reason=exception.strerror or "")
         except (TypeError, ValueError, OverflowError) as exception:
             # Of bind and listen, for what the library in a worker never asks.
-            reply, fd = protocol.Reply(seq, error=errno.EINVAL, reason=str(exception)), None
-        reply.seq = seq
-        member.channel.send_control(protocol.encode(reply), fd)
+            reply = protocol.Reply(said.seq, error=errno.EINVAL, reason=str(exception))
+        if not isinstance(said, protocol.Listen):
+            self._listeners.release(member.worker.id, key)  # there was no descriptor for the duplicate to be sent
+        member.channel.send_control(protocol.encode(reply))
 
-    def _bind(self, member: _Member, said: protocol.Bind, fd: int | None) -> tuple[protocol.Reply, None]:
+    def _bind(self, member: _Member, said: protocol.Bind, fd: int | None) -> tuple[protocol.Reply, int | None]:
         if fd is None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
         if member.worker.state == "disconnecting":
             os.close(fd)
-            return protocol.Reply(0, address=said.address), None
+            return protocol.Reply(0, address=said.address, quiet=True), None
         handle = self._listeners.bind(member.worker.id, said, fd, self.policy)
-        return protocol.Reply(0, key=handle.key, address=handle.address), None
+        reply = protocol.Reply(0, key=handle.key)
+        if not isinstance(said.address, bytes):  # which the worker knows better, by the path as it was given
+            reply.address = handle.sock.getsockname()
+        if said.kind != socket.SOCK_DGRAM:
+            return reply, None
+        self._note_listening(member, handle)
+        return reply, handle.sock.fileno()
+
+    def _bind_descriptor(self, member: _Member, fd: int) -> tuple[protocol.Reply, int | None]:
+        if member.worker.state == "disconnecting":
+            return protocol.Reply(0, quiet=True), None
+        handle = self._listeners.bind_descriptor(member.worker.id, fd, self.policy)
+        return protocol.Reply(0, key=handle.key), handle.sock.fileno()
 
     def _listen(self, member: _Member, said: protocol.Listen) -> tuple[protocol.Reply, int | None]:
         if member.worker.state == "disconnecting":
             return protocol.Reply(0, quiet=True), None
         handle, ticket = self._listeners.listen(member.worker.id, member.slot, said, self.settings.max_pending)
+        self._note_listening(member, handle)
+        return protocol.Reply(0, key=handle.key, cell=ticket.cell), ticket.fd
+
+    def _note_listening(self, member: _Member, handle: Handle) -> None:
         member.worker._step("listening")
         member.note()
         # The event comes with the next dispatch: by then the worker has its answer.
-        self._loop.defer(lambda: self._emit_on(member.worker, "listening", _address_of(handle)))
-        return protocol.Reply(0, key=handle.key, cell=ticket.cell), ticket.fd
+        self._loop.defer(lambda: self._emit_on(member.worker, "listening", handle.address))
 
     # Ends
 
@@ -421,8 +446,3 @@ def _send_signal(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         pass  # it has ended, and its exit is about to be dispatched
-
-
-def _address_of(handle: Handle) -> Address:
-    host, port = handle.address[:2]
-    return Address(host=host, port=port, family=handle.family, type=handle.type)

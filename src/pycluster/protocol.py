@@ -28,14 +28,23 @@ class Online(msgspec.Struct, tag=True):
 class Bind(msgspec.Struct, tag=True):
     """Worker: bind the socket that comes along to `address`, or join the listener that is bound there.
 
-    `index` counts the binds to port 0 that are meant to be shared: the n-th in every worker is the same listener.
+    The address of a Unix socket is an absolute path or an abstract name, as bytes. `index` counts the binds to port 0
+    that are meant to be shared: the n-th in every worker is the same listener. `over_stale`: see socketfile.bind_path.
     """
 
     seq: int
     family: int
     kind: int
-    address: tuple[str | int, ...]
+    address: tuple[str | int, ...] | bytes
     index: int | None = None
+    over_stale: bool = False
+
+
+class BindDescriptor(msgspec.Struct, tag=True):
+    """Worker: join the listener on the primary's own descriptor `fd`, which the user has opened there."""
+
+    seq: int
+    fd: int
 
 
 class Listen(msgspec.Struct, tag=True):
@@ -63,8 +72,9 @@ class Drained(msgspec.Struct, tag=True):
 class Reply(msgspec.Struct, tag=True):
     """Primary: the answer to the request `seq`. `error` is an errno, 0 for none.
 
-    `quiet` says that nothing will come: the worker is disconnecting. It is no error, so that a program that is asked
-    to end while it starts ends as quietly as any other.
+    Along comes, for Listen, what to take connections from; for BindDescriptor, and for Bind of a datagram socket, the
+    socket itself. `quiet` says that nothing will come: the worker is disconnecting. It is no error, so that a program
+    that is asked to end while it starts ends as quietly as any other.
     """
 
     seq: int
@@ -80,7 +90,7 @@ class Disconnect(msgspec.Struct, tag=True):
     """Primary: take no more connections, finish what is accepted, and say Drained."""
 
 
-FromWorker = Online | Bind | Listen | Release | Leave | Drained
+FromWorker = Online | Bind | BindDescriptor | Listen | Release | Leave | Drained
 FromPrimary = Reply | Disconnect
 
 encode = msgspec.msgpack.Encoder().encode

@@ -35,7 +35,7 @@ def tell_events() -> None:
 
     @cluster.on("listening")
     def on_listening(worker: Worker, address: Address) -> None:
-        tell("listening", **_of(worker), host=address.host, port=address.port)
+        tell("listening", **_of(worker), **address._asdict())
 
     @cluster.on("message")
     def on_message(worker: Worker, message: Any, handle: Any) -> None:

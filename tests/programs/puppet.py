@@ -5,6 +5,7 @@ Arguments: the path of a Unix socket, and settings. On the socket the test says 
 fact. In a worker the main thread does it. When the test hangs up, all workers are killed.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from programs import servers
+from programs import servers, udp_servers, unix_servers
 from programs.facts import tell, tell_events
 from pycluster import _cluster, cluster, process
 
@@ -44,19 +45,31 @@ def listen(
     how: str = "socket",
     reuse_port: bool = False,
     only_bind: bool = False,
+    path: str | None = None,
+    fd: int | None = None,
+    v6only: bool | None = None,
+    scope: int | None = None,
 ) -> dict[str, Any]:
     """Open a listener under a name: with socket.socket or cluster.listen, shared or exclusive."""
+    address: Any = path if path is not None else (host, port) if scope is None else (host, port, 0, scope)
     if how.startswith("cluster"):
-        address: Any = port if not host else (host, port)
-        sock = cluster.listen(address, backlog=backlog, exclusive=how == "cluster exclusive")
+        if not host:
+            address = port
+        if fd is not None:
+            sock = cluster.listen(fd=fd, backlog=backlog, exclusive=how == "cluster exclusive")
+        else:
+            sock = cluster.listen(address, backlog=backlog, exclusive=how == "cluster exclusive")
     else:
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        family = socket.AF_UNIX if path is not None else socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if v6only is not None:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         with cluster.exclusive() if how == "exclusive" else contextlib.nullcontext():
             try:
-                sock.bind((host, port))
+                sock.bind(address)
                 if not only_bind:
                     sock.listen(*([] if backlog is None else [backlog]))
             except BaseException:
@@ -69,12 +82,13 @@ def listen(
 def describe(name: str = "it") -> dict[str, Any]:
     """What the methods of a listener say of it."""
     sock = listeners[name]
+    bound = sock.getsockname()
 
     def option(option: int) -> int:
         return sock.getsockopt(socket.SOL_SOCKET, option)
 
     return {
-        "name": list(sock.getsockname()),
+        "name": bound.decode() if isinstance(bound, bytes) else bound,
         "fd": sock.fileno(),
         "family": int(sock.family),
         "type": int(sock.type),
@@ -174,25 +188,96 @@ def duplicate(name: str = "it", new: str = "copy", how: str = "dup") -> dict[str
     return describe(new)
 
 
+def open_and_close(times: int, name: str = "it", **arguments: Any) -> None:
+    """Accept some connections, close, and listen again, so many times; close in the end."""
+    for _ in range(times):
+        sock = listeners[name]
+        sock.settimeout(0.01)
+        with contextlib.suppress(TimeoutError):
+            for _ in range(3):
+                servers.answer(sock.accept()[0], own_name())
+        close(name)
+        listen(name, **arguments)
+    close(name)
+
+
+def asyncio_server_comes_and_goes(path: str) -> None:
+    """Open and close a server, as asyncio of 3.13 and newer does: it removes a file that it knows of in the end."""
+
+    async def main() -> None:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(path)
+        files = asyncio.get_running_loop().__dict__.setdefault("_unix_server_sockets", {})
+        files[sock] = os.stat(path).st_ino
+        server = await asyncio.start_unix_server(lambda reader, writer: None, sock=sock)
+        server.close()
+        if sock in files:
+            os.unlink(path)
+
+    asyncio.run(main())
+
+
 def forget(name: str = "it") -> None:
     """Lose a listener without closing it, as careless programs do."""
     del listeners[name]
 
 
 def accept(
-    name: str = "it", timeout: float | None = 10.0, keep: bool = False, answer: bool = True, as_it_is: bool = False
+    name: str = "it", timeout: float | None = 10.0, keep: bool = False, reply: bool = True, as_it_is: bool = False
 ) -> Any:
     """Accept one connection, say who has it, and close it unless it is to be kept. Returns the peer's address."""
     if not as_it_is:
         listeners[name].settimeout(timeout)
     connection, address = listeners[name].accept()
-    if answer:
+    if reply:
         connection.sendall(own_name().encode())
     if keep:
         connections.append(connection)
     else:
         connection.close()
-    return list(address)
+    return address
+
+
+def bind_udp(
+    name: str = "it", port: int = 0, host: str = "127.0.0.1", how: str = "socket", reuse_port: bool = False
+) -> dict[str, Any]:
+    """Bind a UDP socket under a name, shared or exclusive."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    with cluster.exclusive() if how == "exclusive" else contextlib.nullcontext():
+        try:
+            sock.bind((host, port))
+        except BaseException:
+            sock.close()
+            raise
+    listeners[name] = sock
+    return describe(name)
+
+
+def set_timeout(name: str = "it", timeout: float | None = None) -> dict[str, Any]:
+    """Set the timeout of a socket. Returns what it says of it, and whether its descriptor blocks."""
+    sock = listeners[name]
+    if timeout == -1:
+        sock.setblocking(True)
+    else:
+        sock.settimeout(timeout)
+    return {
+        "timeout": [sock.gettimeout(), sock.timeout],
+        "blocking": [sock.getblocking(), os.get_blocking(sock.fileno())],
+    }
+
+
+def receive(name: str = "it", peek: bool = False) -> str:
+    """Receive one datagram as the socket is set to, and answer it with the worker's name."""
+    text, peer = listeners[name].recvfrom(100, socket.MSG_PEEK if peek else 0)
+    if not peek:
+        listeners[name].sendto(own_name().encode(), peer)
+    return text.decode()
+
+
+def send_udp(port: int, text: str, name: str = "it") -> None:
+    listeners[name].sendto(text.encode(), ("127.0.0.1", port))
 
 
 def connect_from(source: int, port: int, how: str) -> str:
@@ -213,9 +298,10 @@ def drop() -> int:
     return count
 
 
-def serve(kind: str, port: int) -> None:
-    """Run one of servers.py, for ever."""
-    getattr(servers, kind)(port, own_name())
+def serve(kind: str, where: int | str) -> None:
+    """Run one of servers.py, unix_servers.py or udp_servers.py, for ever."""
+    [function] = [vars(module)[kind] for module in (servers, unix_servers, udp_servers) if kind in vars(module)]
+    function(where, own_name())
 
 
 def serve_in_a_thread(name: str = "it") -> None:
@@ -223,12 +309,14 @@ def serve_in_a_thread(name: str = "it") -> None:
     sock = listeners[name]
     sock.settimeout(3600)  # whatever others, who may share it under SCHED_NONE, have made of its descriptor
 
-    def answer() -> None:
+    def answer_all() -> None:
         with contextlib.suppress(OSError):
             while True:
-                servers.answer(sock.accept()[0], own_name())
+                connection, _ = sock.accept()
+                with contextlib.suppress(ConnectionError):
+                    servers.answer(connection, own_name())
 
-    threading.Thread(target=answer, daemon=True).start()
+    threading.Thread(target=answer_all, daemon=True).start()
 
 
 def wait_on(how: str, name: str = "it") -> None:
@@ -328,6 +416,60 @@ def figures() -> dict[str, int]:
 
 def states() -> dict[int, str]:
     return {number: worker.state for number, worker in cluster.workers.items()}
+
+
+def refuse_links(errno: int) -> None:
+    """Be on a file system without hard links."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno, os.strerror(errno))
+
+    os.link = refuse  # type: ignore[assignment]
+
+
+def remove_before_link() -> None:
+    """Let the next file that is to be linked be removed just before, as another worker may do."""
+    link = os.link
+
+    def remove(source: bytes, target: bytes) -> None:
+        os.link = link
+        os.unlink(source)
+        link(source, target)
+
+    os.link = remove  # type: ignore[assignment]
+
+
+def open_descriptor(kind: str, name: str = "theirs") -> int:
+    """Open what a user may hand to workers by its number. Returns that."""
+    opened[name] = OPENERS[kind]()
+    return opened[name].fileno()
+
+
+opened: dict[str, socket.socket] = {}
+OPENERS: dict[str, Callable[[], socket.socket]] = {
+    "listener": lambda: socket.create_server(("127.0.0.1", 0)),
+    "unix listener": lambda: _unix_listener(),
+    "unbound": lambda: socket.socket(),
+    "unbound unix": lambda: socket.socket(socket.AF_UNIX),
+    "datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+    "pair": lambda: socket.socketpair()[0],
+}
+
+
+def _unix_listener() -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind("")  # the kernel chooses an abstract name
+    sock.listen()
+    return sock
+
+
+def name_of(name: str = "theirs") -> Any:
+    bound = opened[name].getsockname()
+    return bound.decode() if isinstance(bound, bytes) else bound
+
+
+def close_descriptor(name: str = "theirs") -> None:
+    opened.pop(name).close()
 
 
 # ---- What both can do

@@ -1,0 +1,108 @@
+"""The file of a Unix socket that workers share: it stays in its place while the primary listens there.
+
+Many servers unlink an existing file before they bind (asyncio.create_unix_server, uvicorn, tornado, …), and some when
+they close (asyncio from Python 3.13 on): the second worker would take away what the first one has bound. So the
+primary keeps a hard link to the socket beside it, under a hidden name, and puts the file back from there: when a worker
+joins the listener or leaves it, which is after whatever it has done to the file. connect(2) by either name reaches the
+same listener. Between the worker's unlink and its bind, though, clients find no file for a moment.
+
+Where the file system has no hard links, the file cannot be put back.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+
+from .sockets import bind_path, in_reach, is_stale
+
+# How often to bind anew when the file is gone before there is a link to it: each time a worker of ours has removed it,
+# and there are not that many which start at once.
+BIND_TRIES = 100
+
+
+class SocketFile:
+    """The file of a socket that this process has bound, and the link that protects it."""
+
+    def __init__(self, path: bytes) -> None:
+        """The socket has just been bound there.
+
+        Raises:
+          FileNotFoundError: somebody has removed it already.
+        """
+        self._path = path
+        directory, name = os.path.split(path)
+        self._link = os.path.join(directory, b"." + name + b".pycluster")
+        self._identity = _identity_of(path)
+        try:
+            _link_over(path, self._link)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            self._link = b""  # no links here; without one the file is not put back
+
+    def restore(self) -> None:
+        """Put the file back if it is gone, or if the file of a dead socket lies there."""
+        if not self._link or self._is_ours(self._path):
+            return
+        try:
+            os.link(self._link, self._path)
+        except FileExistsError:
+            with contextlib.suppress(OSError):
+                if is_stale(self._path):
+                    _link_over(self._link, self._path)
+        except OSError:
+            pass  # the link or the directory is gone: nothing is left to put back, or no place
+
+    def remove(self) -> None:
+        """Remove the file, unless it is somebody else's by now, and the link. Idempotent."""
+        for path in (self._path, self._link):
+            with contextlib.suppress(OSError):
+                if path and self._is_ours(path):
+                    os.unlink(path)
+        self._link = b""
+
+    def _is_ours(self, path: bytes) -> bool:
+        try:
+            return _identity_of(path) == self._identity
+        except OSError:
+            return False
+
+
+def bind_file(sock: socket.socket, path: bytes, over_stale: bool) -> tuple[socket.socket, SocketFile]:
+    """Bind a socket to an absolute path, which may be longer than MAX_PATH, and protect the file.
+
+    Returns:
+      The socket, or another one where the file was removed before it could be protected, and the file.
+
+    Raises:
+      OSError: of bind(2), or of unlink(2) for a stale file; a socket that has been made here is closed.
+    """
+    given = sock
+    for _ in range(BIND_TRIES):
+        try:
+            with in_reach(path) as address:
+                bind_path(sock, address, over_stale)
+            return sock, SocketFile(path)
+        except BaseException as exception:
+            if sock is not given:
+                sock.close()
+            if not isinstance(exception, FileNotFoundError) or not os.path.isdir(os.path.dirname(path)):
+                raise
+        # Nobody can have connected: it does not listen yet. A bound socket cannot be bound again.
+        sock = socket.socket(given.family, given.type)
+    raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is removed as often as it is bound")
+
+
+def _link_over(source: bytes, target: bytes) -> None:
+    """Make a hard link, atomically in the place of what is there."""
+    new = target + b".new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    os.link(source, new)
+    os.rename(new, target)
+
+
+def _identity_of(path: bytes) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
