@@ -298,7 +298,11 @@ class Cluster(Emitter):
         return sock
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which bind and listen stay private to this process."""
+        """A context in which bind and listen stay private to this process.
+
+        A UDP socket on a port of its own that is to be connected needs it: all workers have one socket, and connect(2)
+        would tie all of them to that peer. As in Node.js, a multicast group can be joined only once on a shared one.
+        """
         return listener.exclusive()
 
     # Counting
