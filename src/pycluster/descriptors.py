@@ -118,7 +118,7 @@ class Shared:
 
         An end of file would stay readable and make http.server's and asyncio's loops spin. The epolls of this process
         are told first, since they would go on watching the old socket as long as another process has it open. A
-        datagram socket becomes one that can still send.
+        datagram socket becomes one that can still send, and that loops can wait for to be writable.
 
         Raises:
           OSError: no descriptor is left; nothing has been changed.
@@ -133,8 +133,10 @@ class Shared:
                 else:
                     quiet = _quiet_descriptor()
                 self.silent = True
-                _unwatch(self.fd)
+                watches = _unwatch(self.fd)
                 os.dup2(quiet, self.fd, inheritable=False)
+            if self.is_datagram:
+                _watch(self.fd, watches)
             self.identity = _identity_of(self.fd)
             if self.receiver is None and not self.is_datagram:
                 self.receiver = _cluster.Receiver(self.fd, 0)  # accept waits there as on a channel where nothing comes
@@ -241,13 +243,23 @@ def _quiet_descriptor() -> int:
     return _quiet[0].fileno()
 
 
-def _unwatch(fd: int) -> None:
-    """Take a descriptor out of every epoll of this process."""
+def _unwatch(fd: int) -> list[tuple[int, int]]:
+    """Take a descriptor out of every epoll of this process. Returns which those were, and what they waited for."""
+    watches = []
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(OSError):  # closed meanwhile, or not watched there
             if os.readlink(f"/proc/self/fd/{name}") != "anon_inode:[eventpoll]":
                 continue
+            with open(f"/proc/self/fdinfo/{name}") as info:
+                rows = [line.split() for line in info]  # see proc_pid_fdinfo(5)
             with select.epoll.fromfd(os.dup(int(name))) as epoll:
                 epoll.unregister(fd)
-        except OSError:
-            pass  # closed meanwhile, or not watched there
+            watches += [(int(name), int(row[3], 16)) for row in rows if row[:2] == ["tfd:", str(fd)]]
+    return watches
+
+
+def _watch(fd: int, watches: list[tuple[int, int]]) -> None:
+    """Put a descriptor back into epolls."""
+    for number, events in watches:
+        with contextlib.suppress(OSError), select.epoll.fromfd(os.dup(number)) as epoll:  # closed meanwhile
+            epoll.register(fd, events)

@@ -2,7 +2,8 @@
 
 libuv accepts by itself, from sockets that are TCP or Unix listeners in the kernel's eyes; a handoff channel is none.
 So in a worker the loop's server functions open their sockets as asyncio does, through socket.socket's methods, and
-accept with a reader on them. Only for ports that are shared: private ones stay libuv's.
+accept with a reader on them. Only for ports that are shared: private ones stay libuv's. A datagram socket, too, is
+bound through socket.socket; libuv receives from it by itself.
 """
 
 import asyncio
@@ -19,12 +20,13 @@ _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 def share_ports(uvloop: ModuleType) -> None:
-    """Replace `create_server` and `create_unix_server` of uvloop's loops in this worker. Idempotent."""
+    """Replace what opens servers in uvloop's loops in this worker. Idempotent."""
     loop_class: Any = uvloop.Loop
     if getattr(loop_class.create_server, "__module__", None) == __name__:
         return
     plain_create_server = loop_class.create_server
     plain_create_unix_server = loop_class.create_unix_server
+    plain_create_datagram_endpoint = loop_class.create_datagram_endpoint
 
     @functools.wraps(plain_create_server, assigned=("__doc__", "__name__", "__qualname__"))
     async def create_server(
@@ -46,12 +48,50 @@ def share_ports(uvloop: ModuleType) -> None:
         create = unix_events._UnixSelectorEventLoop.create_unix_server
         return _own(await create(face, protocol_factory, path, sock=sock, **options), self)
 
+    @functools.wraps(plain_create_datagram_endpoint, assigned=("__doc__", "__name__", "__qualname__"))
+    async def create_datagram_endpoint(
+        self: Any, protocol_factory: Any, local_addr: Any = None, remote_addr: Any = None, **options: Any
+    ) -> Any:
+        if remote_addr is None and isinstance(local_addr, tuple) and _is_sharable(local_addr[1], options):
+            options = {"sock": await _bound_datagram_socket(self, local_addr, **options)}
+            local_addr = None
+        return await plain_create_datagram_endpoint(self, protocol_factory, local_addr, remote_addr, **options)
+
     loop_class.create_server = create_server
     loop_class.create_unix_server = create_unix_server
+    loop_class.create_datagram_endpoint = create_datagram_endpoint
 
 
 def _is_sharable(port_or_path: Any, options: dict[str, Any]) -> bool:
     return bool(port_or_path) and not options.get("reuse_port") and not listener.is_exclusive()
+
+
+async def _bound_datagram_socket(
+    loop: Any,
+    address: tuple[Any, ...],
+    *,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    allow_broadcast: bool | None = None,
+    **_: Any,
+) -> socket.socket:
+    """As the loop's own would be, bound to the first address that the host has.
+
+    Raises:
+      OSError: of getaddrinfo(3), or of bind(2).
+    """
+    found = await loop.getaddrinfo(*address[:2], family=family, type=socket.SOCK_DGRAM, proto=proto, flags=flags)
+    sock = socket.socket(found[0][0], socket.SOCK_DGRAM, found[0][2])
+    try:
+        if allow_broadcast:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.setblocking(False)
+        sock.bind(found[0][4])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _own(server: Any, loop: Any) -> Any:

@@ -276,6 +276,20 @@ def receive(name: str = "it", peek: bool = False) -> str:
     return text.decode()
 
 
+epolls: dict[str, select.epoll] = {}
+
+
+def watch_with_epoll(name: str = "it") -> None:
+    epolls[name] = select.epoll()
+    epolls[name].register(listeners[name], select.EPOLLIN)
+
+
+def wait_to_be_writable(name: str = "it") -> list[int]:
+    """Wait for what an event loop waits for when it has more to send than fits. Returns the events."""
+    epolls[name].modify(listeners[name], select.EPOLLIN | select.EPOLLOUT)
+    return [events for _, events in epolls[name].poll(10)]
+
+
 def send_udp(port: int, text: str, name: str = "it") -> None:
     listeners[name].sendto(text.encode(), ("127.0.0.1", port))
 

@@ -9,6 +9,7 @@ import select
 import socket
 import socketserver
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, cast
 
 HOST = "127.0.0.1"
@@ -46,12 +47,18 @@ class _Answer(asyncio.DatagramProtocol):
 
 
 def datagram_endpoint(port: int, text: str) -> None:
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        await loop.create_datagram_endpoint(lambda: _Answer(text), (HOST, port))
-        await asyncio.Event().wait()
+    asyncio.run(_endpoint(port, text))
 
-    asyncio.run(main())
+
+async def _endpoint(port: int, text: str) -> None:
+    await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Answer(text), (HOST, port))
+    await asyncio.Event().wait()
+
+
+def uvloop_endpoint(port: int, text: str) -> None:
+    import uvloop
+
+    uvloop.run(_endpoint(port, text))
 
 
 def _bound(port: int) -> socket.socket:
@@ -103,6 +110,7 @@ UDP_SERVERS: dict[str, Callable[[int, str], None]] = {
         threading_udp,
         forking_udp,
         datagram_endpoint,
+        *([uvloop_endpoint] if find_spec("uvloop") else []),
         udp_loop,
         udp_loop_with_a_timeout,
         udp_select,
