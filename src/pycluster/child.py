@@ -85,9 +85,12 @@ class Child:
         self._draining = False
         self._said_drained = False
         self._unheard: deque[tuple[object, Handle | None]] = deque()
-        self.worker.on_listener = self.worker.process.on_listener = self._on_listener
+        for emitter in (self.worker, self.worker.process):
+            emitter.on_listener = self._on_listener
+            emitter.on_exit = self._on_exit
         self._closed = threading.Event()
         self._script_runs = False
+        self._ending: SystemExit | None = None
         self._end_delivered = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pycluster-control", daemon=True)
 
@@ -108,8 +111,8 @@ class Child:
         status = 0
         try:
             status = self._run_script(script, args)
-        except SystemExit:
-            pass  # the end signal came while the script was ending by itself
+        except SystemExit as exception:
+            status = _exit_status(exception)  # the end signal came while the script was ending by itself
         self._leave(status)
 
     def _run_script(self, script: Script, args: list[str]) -> int:
@@ -337,7 +340,13 @@ class Child:
         self.worker.emit("disconnect")
         for emitter in (self.worker.process, self.worker):
             emitter.settle(HANDLERS_S)
+        self._ending = self._ending or SystemExit(0)
         self._end_script()
+
+    def _on_exit(self, exception: SystemExit) -> None:
+        """A handler has called sys.exit(): it ends the script, as process.exit() in a handler does in Node.js."""
+        self._ending = self._ending or exception
+        self.defer(self._end_script)
 
     def _end_script(self) -> None:
         """Signal the main thread until it has heard: one signal may hit it just before it enters a blocking call."""
@@ -349,9 +358,9 @@ class Child:
             wait_s = min(2 * wait_s, 1.0)
 
     def _on_end_signal(self, number: int, frame: object) -> None:
-        if self._closed.is_set() and self._script_runs and not self._end_delivered.is_set():
+        if self._ending is not None and self._script_runs and not self._end_delivered.is_set():
             self._end_delivered.set()
-            raise SystemExit(0)
+            raise self._ending
 
     def _wait_for_messages(self) -> None:
         """As in Node.js, a script that has ended stays for the messages that it listens for."""

@@ -30,6 +30,7 @@ class Emitter(EventEmitter):
         self._report = report
         self._loops: set[asyncio.AbstractEventLoop] = set()
         self.on_listener: Callable[[str], None] | None = None  # is told of each event that got a listener
+        self.on_exit: Callable[[SystemExit], None] | None = None  # gets a handler's sys.exit(), which else goes on
 
     def forget_listeners(self) -> None:
         """Start anew in a forked child, where another thread of the parent may have held the emitter's lock."""
@@ -68,6 +69,10 @@ class Emitter(EventEmitter):
             result = f(*args, **kwargs)
             if inspect.iscoroutine(result):
                 self._schedule(result, report)
+        except SystemExit as exception:
+            if self.on_exit is None:
+                raise
+            self.on_exit(exception)
         except Exception as exception:
             report(exception)
 
