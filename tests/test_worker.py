@@ -203,7 +203,7 @@ def test_a_worker_that_ends_by_itself_after_disconnect_ends_with_0(cluster_progr
 
 def test_workers_disconnected_while_they_start_end_with_0_and_no_traceback(cluster_program: Programs) -> None:
     """Some of the eight are in a bind() or listen() when the primary hears no more of it."""
-    program = cluster_program("starting", *[free_port() for _ in range(10)])
+    program = cluster_program("opening", *[free_port() for _ in range(10)])
     ended = program.finish()
     ends = [(fact["code"], fact["asked"]) for fact in ended.facts if fact["event"] == "exit"]
     assert ended.stderr == ""
