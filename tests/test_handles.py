@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import Programs, connect, free_port, read_all, wait_until
+from harness import Programs, connect, free_port, is_stopped, read_all, wait_until
 from puppets import Start, puppets, who_answers, worker_in
 from pycluster import protocol
 
@@ -50,6 +50,39 @@ def test_a_strangers_port_is_refused_and_free_again_when_the_stranger_has_gone(s
         cluster.do(worker, "listen", port=port)
         cluster.do(worker, "serve_in_a_thread")
     assert who_answers(port) in (1, 2)
+
+
+@pytest.mark.parametrize(("policy", "only_bind"), [("none", False), ("rr", True)])
+def test_a_port_that_a_disconnecting_worker_still_holds_is_waited_for(
+    start: Start, policy: str, only_bind: bool
+) -> None:
+    cluster = start(policy=policy)
+    port, pid = free_port(), cluster.pid(1)
+    cluster.do(1, "listen", port=port, only_bind=only_bind)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert wait_until(lambda: is_stopped(pid))
+        cluster.do(0, "disconnect", worker=1)
+        heard = cluster.begin(2, "listen", port=port)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert cluster.result(heard)["name"][1] == port
+    cluster.do(2, "serve_in_a_thread")
+    assert who_answers(port) == 2
+    assert cluster.wait_for_exit(1) == (0, None)
+
+
+def test_a_strangers_port_is_refused_while_a_worker_disconnects_too(start: Start) -> None:
+    cluster = start()
+    pid = cluster.pid(1)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert wait_until(lambda: is_stopped(pid))
+        cluster.do(0, "disconnect", worker=1)
+        with socket.create_server(("127.0.0.1", 0)) as stranger, pytest.raises(OSError, match="in use"):
+            cluster.do(2, "listen", port=stranger.getsockname()[1])
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("policy", RR_AND_NONE)

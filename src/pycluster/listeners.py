@@ -40,27 +40,18 @@ class Listeners:
         """All handles, those that are closed and still have members included."""
         return iter([*self._by_key.values(), *self._closing])
 
-    def bind(self, worker_id: int, said: protocol.Bind, fd: int, policy: Policy) -> Handle:
-        """Let a worker join the handle of an address; the first one's socket `fd`, which is taken over, is bound.
+    def bind(self, worker_id: int, said: protocol.Bind, sock: socket.socket, policy: Policy) -> Handle:
+        """Let a worker join the handle of an address; the first one's socket is bound, and owned by the handle.
 
         Raises:
-          OSError: of bind(2), or the worker has this listener already.
+          OSError: of bind(2), or the worker has this listener already. `sock` is the caller's still.
           TypeError, ValueError, OverflowError: it is no address.
         """
-        try:
-            sock = socket.socket(fileno=fd)
-        except OSError:
-            os.close(fd)  # it is no socket
-            raise
-        try:
-            if (sock.family, sock.type) != (said.family, said.kind):
-                raise OSError(errno.EINVAL, "the socket is not what it is said to be")
-            name = (said.family, said.kind, said.address, said.index)
-            handle = self._by_name.get(name) or self._open(name, said, sock, policy)
-            self._join(worker_id, handle)
-        except BaseException:
-            sock.close()
-            raise
+        if (sock.family, sock.type) != (said.family, said.kind):
+            raise OSError(errno.EINVAL, "the socket is not what it is said to be")
+        name = (said.family, said.kind, said.address, said.index)
+        handle = self._by_name.get(name) or self._open(name, said, sock, policy)
+        self._join(worker_id, handle)
         if handle.sock is not sock:
             sock.close()
         return handle

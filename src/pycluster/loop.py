@@ -106,3 +106,5 @@ class Loop:
             self.epoll.close()
             os.close(self._wake)
             os.close(self._timer)
+            self._deferred.clear()
+            self._timers.clear()

@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -41,6 +42,13 @@ _Request = protocol.Bind | protocol.BindDescriptor | protocol.Listen
 
 # As Python's own waiters report a child that somebody else has waited for (asyncio's child watchers).
 UNKNOWN_STATUS = 255
+
+# A worker that disconnects lets go of its sockets in its own time. Whoever binds to the same port meanwhile waits for
+# so long, looking so often.
+REBIND_S = 1.0
+REBIND_INTERVAL_S = 0.005
+
+Answer = tuple[protocol.Reply, int | None]
 
 
 class _Member:
@@ -329,10 +337,13 @@ class Primary:
 
     # Listeners
 
-    def _answer(self, member: _Member, said: _Request, act: Callable[[], tuple[protocol.Reply, int | None]]) -> None:
+    def _answer(self, member: _Member, said: _Request, act: Callable[[], Answer | None]) -> None:
         key = 0
         try:
-            reply, fd = act()
+            answer = act()
+            if answer is None:
+                return  # it will be answered later
+            reply, fd = answer
             key = reply.key
             reply.seq = said.seq
             member.channel.send_control(protocol.encode(reply), fd)
@@ -346,13 +357,31 @@ class Primary:
             self._listeners.release(member.worker.id, key)  # there was no descriptor for the duplicate to be sent
         member.channel.send_control(protocol.encode(reply))
 
-    def _bind(self, member: _Member, said: protocol.Bind, fd: int | None) -> tuple[protocol.Reply, int | None]:
+    def _bind(self, member: _Member, said: protocol.Bind, fd: int | None) -> Answer | None:
         if fd is None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
-        if member.worker.state == "disconnecting":
-            os.close(fd)
+        try:
+            sock = socket.socket(fileno=fd)
+        except OSError:
+            os.close(fd)  # it is no socket
+            raise
+        return self._bind_socket(member, said, sock, time.monotonic() + REBIND_S)
+
+    def _bind_socket(self, member: _Member, said: protocol.Bind, sock: socket.socket, deadline: float) -> Answer | None:
+        if _is_leaving(member):
+            sock.close()
             return protocol.Reply(0, address=said.address, quiet=True), None
-        handle = self._listeners.bind(member.worker.id, said, fd, self.policy)
+        try:
+            handle = self._listeners.bind(member.worker.id, said, sock, self.policy)
+        except BaseException as exception:
+            if _is_in_use(exception) and time.monotonic() < deadline and any(map(_is_leaving, self._members.values())):
+                self._loop.call_later(
+                    REBIND_INTERVAL_S,
+                    lambda: self._answer(member, said, lambda: self._bind_socket(member, said, sock, deadline)),
+                )
+                return None
+            sock.close()
+            raise
         reply = protocol.Reply(0, key=handle.key)
         if not isinstance(said.address, bytes):  # which the worker knows better, by the path as it was given
             reply.address = handle.sock.getsockname()
@@ -367,7 +396,7 @@ class Primary:
         handle = self._listeners.bind_descriptor(member.worker.id, fd, self.policy)
         return protocol.Reply(0, key=handle.key), handle.sock.fileno()
 
-    def _listen(self, member: _Member, said: protocol.Listen) -> tuple[protocol.Reply, int | None]:
+    def _listen(self, member: _Member, said: protocol.Listen) -> Answer:
         if member.worker.state == "disconnecting":
             return protocol.Reply(0, quiet=True), None
         handle, ticket = self._listeners.listen(member.worker.id, member.slot, said, self.settings.max_pending)
@@ -432,6 +461,14 @@ class Primary:
         worker.exited_after_disconnect = worker._asked_to_end
         _cluster.release_slot(member.slot)
         self._emit_on(worker, "exit", process.exitcode, process.signal)
+
+
+def _is_leaving(member: _Member) -> bool:
+    return member.worker.state in ("disconnecting", "disconnected", "dead")
+
+
+def _is_in_use(exception: BaseException) -> bool:
+    return isinstance(exception, OSError) and exception.errno == errno.EADDRINUSE
 
 
 def _flush_standard_streams() -> None:
