@@ -44,7 +44,7 @@ def test_a_worker_that_is_disconnected_as_it_enters_accept_ends(cluster_program:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("kind", ["subprocess", "fork"])
+@pytest.mark.parametrize("kind", ["subprocess", "fork", "multiprocessing"])
 def test_a_process_that_a_worker_starts_is_no_worker(kind: str, method: str, cluster_program: Programs) -> None:
     own = free_port()
     program = cluster_program("family", method, kind, free_port(), own)
@@ -68,6 +68,21 @@ def test_a_process_that_a_worker_starts_keeps_neither_the_cluster_nor_its_port(
     facts = program.finish().facts
     exit = only(facts, "exit")
     assert (exit["code"], exit["asked"]) == (0, True)
+    assert only(facts, "alive")["alive"] is True
+    assert only(facts, "over")["refuses"] is True
+
+
+@pytest.mark.parametrize("policy", ["rr", "none"])
+@pytest.mark.parametrize("kind", ["subprocess", "fork", "multiprocessing"])
+def test_a_killed_worker_is_gone_though_a_process_that_it_started_lives(
+    kind: str, policy: str, cluster_program: Programs
+) -> None:
+    environment = {"PYCLUSTER_SCHED_POLICY": policy, "KILL": "1"}
+    program = cluster_program("family", "fork", kind, free_port(), free_port(), env=environment)
+    facts = program.finish().facts
+    exit = only(facts, "exit")
+    assert (exit["code"], exit["signal"]) == (None, "SIGKILL")
+    assert only(facts, "disconnect")
     assert only(facts, "alive")["alive"] is True
     assert only(facts, "over")["refuses"] is True
 

@@ -1,5 +1,9 @@
-"""A process that a worker starts is no worker, and the cluster does not wait for it. Arguments: methods, ports."""
+"""A process that a worker starts is no worker, and the cluster does not wait for it. Arguments: methods, ports.
 
+With KILL in the environment the worker is killed, else disconnected, when the process has started.
+"""
+
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -41,7 +45,10 @@ elif cluster.is_primary:
 
     @cluster.on("message")
     def on_message(worker: Worker, child: int, handle: None) -> None:
-        worker.disconnect()
+        if "KILL" in os.environ:
+            worker.kill("SIGKILL")
+        else:
+            worker.disconnect()
         worker.on("exit", lambda code, signal: tell("alive", alive=os.path.exists(f"/proc/{child}")))
 
     cluster.setup_primary(start_method=method)
@@ -54,7 +61,11 @@ else:
     ready, writer = os.pipe()
     if kind == "subprocess":
         arguments = [__file__, method, "grandchild", port, rest[0], str(primary), str(writer)]
-        child = subprocess.Popen([sys.executable, *arguments], pass_fds=[writer]).pid
+        child: int | None = subprocess.Popen([sys.executable, *arguments], pass_fds=[writer]).pid
+    elif kind == "multiprocessing":
+        started = multiprocessing.get_context("fork").Process(target=live, args=(primary, writer))
+        started.start()
+        child = started.pid
     elif (child := os.fork()) == 0:
         live(primary, writer)
         os._exit(0)
