@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test lint bench wheel clean
+.PHONY: help build test lint bench docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,13 +30,16 @@ lint: build ## ruff, mypy, cython-lint, and the stubs against the built core
 bench: build ## compare the primary's round robin with the kernel's choice
 	$(BIN)/python bench/balance.py
 
+docs: build ## write the API reference from the docstrings
+	$(BIN)/python docs/make_reference.py
+
 wheel: $(INSTALLED) ## build the source distribution and, from it, the wheel, in dist/
 	$(BIN)/python -m build
 
 clean: ## remove everything that was built, except the virtual environment
 	rm -rf build dist src/*.egg-info src/_cluster.c src/pycluster/*.so
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src tests bench examples -name __pycache__ -prune -exec rm -rf {} +
+	find src tests bench docs examples -name __pycache__ -prune -exec rm -rf {} +
 
 # The dependencies only, without the package, so that the environment does not depend on whether the core compiles.
 $(INSTALLED): pyproject.toml
