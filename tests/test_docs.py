@@ -10,6 +10,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -60,6 +61,21 @@ def ask(port: int, payload: bytes = GET) -> bytes:
     return answers[-1]
 
 
+def connected(port: int) -> socket.socket:
+    """A connection, once the server is there."""
+    clients: list[socket.socket] = []
+
+    def is_there() -> bool:
+        try:
+            clients.append(connect(port))
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    assert wait_until(is_there)
+    return clients[0]
+
+
 def end(program: Program) -> None:
     """End a service as its user would."""
     program.send_signal(signal.SIGTERM)
@@ -92,19 +108,10 @@ def run_stop(program: Program, port: int) -> None:
 
 def run_asyncio(program: Program, port: int) -> None:
     program.wait_for_line("2 workers, 0 connections open")
-    assert wait_until(lambda: is_open(port))
-    with connect(port) as client:
+    with connected(port) as client:
         client.sendall(b"hello\n")
         assert client.recv(16) == b"hello\n"
     end(program)
-
-
-def is_open(port: int) -> bool:
-    try:
-        connect(port).close()
-    except ConnectionError:
-        return False
-    return True
 
 
 def run_messages(program: Program, port: int) -> None:
@@ -162,8 +169,7 @@ def run_end(program: Program, port: int) -> None:
 
 
 def run_time(program: Program, port: int) -> None:
-    assert wait_until(lambda: is_open(port))
-    with connect(port):
+    with connected(port):
         assert program.finish().returncode == 0
     assert program.lines == ["ended with SIGKILL"]
 
@@ -186,7 +192,8 @@ def test_a_program_of_the_documents_does_what_it_shows(
     file = tmp_path / f"program.{'py' if block.language == 'python' else 'js'}"
     file.write_text(block.text.replace("8000", str(port)))
     if block.language == "python":
-        program = cluster_program.add(Program(file))
+        # Unbuffered, a line and its end are two writes, and another process may write in between.
+        program = cluster_program.add(Program(file, env={"PYTHONUNBUFFERED": ""}))
     elif NODE is None:
         pytest.skip("Node.js is not installed")
     else:
