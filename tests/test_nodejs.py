@@ -112,6 +112,14 @@ def test_sys_exit_in_a_handler_ends_the_primary_with_that_status(cluster_program
     assert not all_of(ended, "end"), "run() has not returned"
 
 
+def test_a_worker_that_is_in_a_destructor_when_it_is_to_end_ends(cluster_program: Programs) -> None:
+    """Python drops what is raised there, and in the callbacks of weak references, which imports are full of."""
+    ended = run(cluster_program, "in_a_destructor")
+    assert len(all_of(ended, "woken")) == 1
+    assert ends(ended) == [GRACEFUL]
+    assert ended.stderr == ""
+
+
 def test_a_worker_whose_server_has_closed_ends_with_its_script(cluster_program: Programs) -> None:
     ended = run(cluster_program, "closes_its_server")
     assert len(all_of(ended, "listening")) == 1

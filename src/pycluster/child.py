@@ -5,6 +5,7 @@ hears `disconnect`. It is the only one that reads the channel and the only one t
 it ends the main thread's script with SystemExit, delivered by a signal, so that a blocking call is interrupted too.
 """
 
+import _thread
 import atexit
 import contextlib
 import errno
@@ -14,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -91,7 +93,8 @@ class Child:
         self._closed = threading.Event()
         self._script_runs = False
         self._ending: SystemExit | None = None
-        self._end_delivered = threading.Event()
+        self._end_delivered = False
+        self._unraisable_hook = sys.unraisablehook
         self._thread = threading.Thread(target=self._run, name="pycluster-control", daemon=True)
 
     def start(self) -> None:
@@ -100,6 +103,7 @@ class Child:
         _cluster.arm_lifeline(self._channel.fileno(), LIFELINE_GRACE_S)
         _cluster.wake_on_first_open(self._wake)
         signal.signal(END_SIGNAL, self._on_end_signal)
+        sys.unraisablehook = self._on_unraisable
         os.register_at_fork(after_in_child=self._abandon)
         if self.settings.share_ports:
             listener.install(self)
@@ -210,7 +214,7 @@ class Child:
         reply = waiter.reply
         if reply is None:
             if threading.current_thread() is threading.main_thread():
-                self._end_delivered.wait(1.0)  # the end of the script is on its way, and says more than an error
+                time.sleep(1.0)  # the end of the script is on its way, and says more than an error
             raise OSError(errno.ESHUTDOWN, "this worker is disconnected from its primary")
         if reply.error:
             raise OSError(reply.error, reply.reason or os.strerror(reply.error))
@@ -350,17 +354,27 @@ class Child:
 
     def _end_script(self) -> None:
         """Signal the main thread until it has heard: one signal may hit it just before it enters a blocking call."""
-        wait_s = 0.01
-        while self._script_runs and not self._end_delivered.is_set():
-            self._run_deferred()
+        wait_s = 0.001
+        while self._script_runs and not self._end_delivered:
+            if threading.get_ident() == self._thread.ident:
+                self._run_deferred()
             signal.pthread_kill(threading.main_thread().ident or 0, END_SIGNAL)
-            self._end_delivered.wait(wait_s)
+            time.sleep(wait_s)
             wait_s = min(2 * wait_s, 1.0)
 
     def _on_end_signal(self, number: int, frame: object) -> None:
-        if self._ending is not None and self._script_runs and not self._end_delivered.is_set():
-            self._end_delivered.set()
+        # No lock is taken here, nor in the next one: they run in the middle of whatever the main thread does.
+        if self._ending is not None and self._script_runs and not self._end_delivered:
+            self._end_delivered = True
             raise self._ending
+
+    def _on_unraisable(self, unraisable: Any) -> None:
+        """The signal may hit a destructor or a weak reference's callback, which drop what is raised: once more."""
+        if self._ending is None or unraisable.exc_value is not self._ending:
+            self._unraisable_hook(unraisable)
+            return
+        self._end_delivered = False
+        _thread.start_new_thread(self._end_script, ())
 
     def _wait_for_messages(self) -> None:
         """As in Node.js, a script that has ended stays for the messages that it listens for."""

@@ -211,6 +211,21 @@ def worker_sys_exit(where: str, status: str) -> None:
     sleep()
 
 
+def primary_in_a_destructor() -> None:
+    cluster.fork()
+
+
+def worker_in_a_destructor() -> None:
+    class Sleeper:
+        def __del__(self) -> None:
+            own().disconnect()
+            sleep()
+
+    Sleeper()
+    tell("woken")
+    sleep()
+
+
 def primary_closes_its_server() -> None:
     cluster.fork()
 
