@@ -329,7 +329,7 @@ def test_the_tests_run_the_interpreter_that_programs_run(cluster_program: Progra
     assert program.wait_for_line(".") == sys.executable
 
 
-@pytest.mark.parametrize("address", ["/tmp/no", None, True, 1.5])
+@pytest.mark.parametrize("address", [True, 1.5, [80]])
 def test_listen_refuses_what_is_no_address(address: object) -> None:
     with pytest.raises(TypeError, match=re.escape(repr(address))):
         cluster.listen(address)  # type: ignore[arg-type]
