@@ -99,7 +99,10 @@ def _signature(owner: ast.ClassDef, function: ast.FunctionDef | ast.AsyncFunctio
 
 
 def _plain(annotation: str) -> str:
-    """Without the quotes of names that are imported for type checkers only, and the modules of the standard library."""
+    """Without quotes and modules; an alias of the library's own in full, as another `Address` is public."""
+    alias = re.search(r"^Address = (.*)$", (SOURCES / "listener.py").read_text(), re.MULTILINE)
+    assert alias is not None
+    annotation = annotation.replace("listener.Address", alias[1])
     return re.sub(r"\b(contextlib|socket|_cluster|signals)\.(?=[A-Za-z])", r"", annotation.replace("'", ""))
 
 

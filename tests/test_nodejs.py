@@ -171,6 +171,14 @@ def test_an_ipv6_listener_that_is_not_ipv6_only_answers_ipv4_too(policy: str, cl
     assert ends(ended) == [GRACEFUL] * 3
 
 
+def test_a_worker_may_have_a_udp_port_once_in_each_family(cluster_program: Programs) -> None:
+    ended = run(cluster_program, "udp_families", free_port())
+    heard = only(ended, "heard")
+    assert (heard["four"], heard["six"]) == ("to four", "to six")
+    assert len(all_of(ended, "listening")) == 2
+    assert ends(ended) == [GRACEFUL]
+
+
 # ---- Settings
 
 

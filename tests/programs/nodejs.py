@@ -355,6 +355,22 @@ def worker_both_families(port: str) -> None:
                 connection.sendall(b"hello")
 
 
+def primary_udp_families(port: str) -> None:
+    cluster.fork()
+
+
+def worker_udp_families(port: str) -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as six, socket.socket(type=socket.SOCK_DGRAM) as four:
+        six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        six.bind(("::", int(port)))
+        four.bind(("0.0.0.0", int(port)))
+        four.sendto(b"to four", ("127.0.0.1", int(port)))
+        six.sendto(b"to six", ("::1", int(port)))
+        tell("heard", four=four.recv(16).decode(), six=six.recv(16).decode())
+    own().disconnect()
+    sleep()
+
+
 # ---- Settings
 
 
