@@ -1,19 +1,26 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The core: process start, connection handoff, the balancer thread, and counters in shared memory.
+"""The core: process start, connection handoff, the balancer thread, counters in shared memory, and frames.
 
-Four parts in this order, each with its theory of operation above it. The core knows no object of the Python layer.
+Five parts in this order, each with its theory of operation above it. Of the Python layer, the core knows one exception.
 `cdef` functions are `noexcept nogil` and return 0 or -errno; only the outermost `def` turns that into OSError.
 """
 
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcmp, memcpy, memset, strerror
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset, strerror
 
 from _linux cimport *
 
+import collections
 import os
+
+from pycluster import errors
 
 
 cdef object system_error(str call, int error):
@@ -1680,3 +1687,516 @@ cdef class Counter:
 
     def __repr__(self):
         return f"<Counter {self.name!r}: {self.value}>"
+
+
+# ---- Part 5: the control channel's frames ------------------------------------------------------------------------
+#
+# A frame is a header of 8 bytes, little-endian, and a payload:
+#
+#   0  uint32  length of the payload      4  uint8  kind      5  uint8  number of descriptors, 0 or 1      6  uint16  0
+#
+# A descriptor comes as SCM_RIGHTS with the first byte of its frame. This part cuts and joins frames and makes the
+# system calls; what is in them, and what happens when one comes or fails, is the Python layer's.
+#
+# The GIL is the lock: all of a `Wire` is done under it, no system call here waits, and nothing in the middle of a
+# change runs other people's code (objects that the collector tracks are only made, and references only dropped, when
+# the wire is in order). Letting go of the GIL around a call of a microsecond would be worse than keeping it: in a
+# worker whose main thread computes, getting it back takes up to a switch interval (5 ms).
+#
+# When is a frame written? At once, by the thread that sends it, as long as the socket has room: then it never waits for
+# a handler that computes or for another thread, and a single message in flight takes the shortest way. Once the socket
+# is full, frames wait in the ring, and many of them go with one system call: when epoll tells the owner that there is
+# room again, or when the sender has added RETRY_SIZE bytes, which makes a thread that sends in a loop independent of
+# the owner's thread getting the GIL. So frames are batched exactly while the peer is the slower one, which is when
+# batching pays, and no frame waits for anything but room.
+
+cdef enum:
+    FRAME_HEADER_SIZE = 8
+    CONTROL_FRAME = 0
+    MESSAGE_FRAME = 1
+    CONTROL_LIMIT_SIZE = 65536   # the library's own frames are a few hundred bytes
+    GATHER_SIZE = 32768          # small frames are copied together: one buffer costs the kernel less than many parts
+    RETRY_SIZE = 32768
+    # Bytes written in one go, so that a peer that reads as fast as we write keeps nobody else waiting.
+    WRITE_LIMIT = 1048576
+    # Unix sockets copy: larger reads save no time. Of this, only what messages fill is ever touched.
+    READ_BUFFER_SIZE = 262144
+    # CMSG_SPACE(253 * sizeof(int)), rounded up: no more descriptors come at a time (SCM_MAX_FD in the kernel).
+    RIGHTS_SIZE = 1040
+
+cdef struct Outgoing:
+    PyObject *payload            # bytes
+    PyObject *callback           # NULL for none
+    size_t done                  # bytes of header and payload that are written
+    int fd                       # -1 for none, or once it is on its way
+    uint8_t header[FRAME_HEADER_SIZE]
+
+cdef union Rights:
+    uint64_t align
+    char bytes[RIGHTS_SIZE]
+
+cdef char gathered[GATHER_SIZE]
+
+# To be woken costs a process up to 50 us on an idle virtual machine (its processor was halted), ten times what handling
+# a message takes. So whoever has waited for the last event for less than SPIN_NS looks for the next one for so long
+# before it sleeps: that is while some 10 000 events come in a second, when falling asleep and waking up would take most
+# of a processor, too. Every look lets others have the processor first. When they take it, it is not idle, so that
+# spinning gains nothing; and a spinner queues behind them, where a sleeper that is woken is let in front. So then there
+# is no spinning for a while.
+cdef enum:
+    SPIN_NS = 100000
+    SLOW_YIELD_NS = 2000         # sched_yield alone takes 300 ns, there and back to another process twice this
+    SLOW_YIELDS = 8              # one after the other: not an interrupt, now and then
+    HOG_NS = 50000               # and once is enough of this
+    CROWD_NS = 500000000         # how long not to spin: with 50 ms, a third of the round trips were lost to other work
+    EVENTS_PER_WAIT = 64
+
+
+cdef class Poll:
+    """Waits for an epoll (borrowed), in one thread."""
+
+    cdef int epoll
+    cdef bint busy               # the last event came soon
+    cdef int slow_yields
+    cdef uint64_t crowded_until_ns
+
+    def __init__(self, int epoll):
+        self.epoll = epoll
+
+    def wait(self, timeout):
+        """What is ready, as `(fd, events)`; waited for up to `timeout` seconds (None: for ever).
+
+        Raises:
+          OSError: of epoll_wait(2).
+        """
+        cdef epoll_event events[EVENTS_PER_WAIT]
+        cdef int timeout_ms = -1
+        cdef int count, error, i
+        cdef uint64_t began_ns = now_ns()
+        cdef int64_t left_ns = -1
+        if timeout is not None:
+            left_ns = <int64_t>(min(max(timeout, 0.0), 1e6) * 1e9)
+        while True:
+            if left_ns >= 0:
+                timeout_ms = <int>((max(<int64_t>0, left_ns - <int64_t>(now_ns() - began_ns)) + 999999) // 1000000)
+            with nogil:
+                count = self.look(events) if timeout_ms != 0 and self.busy else 0
+                if count == 0:
+                    count = epoll_wait(self.epoll, events, EVENTS_PER_WAIT, timeout_ms)
+                error = errno
+            if count >= 0:
+                break
+            if error != EINTR:
+                raise system_error("epoll_wait", error)
+            PyErr_CheckSignals()
+        self.busy = count > 0 and now_ns() - began_ns < SPIN_NS
+        return [(<int>events[i].data.u64, events[i].events) for i in range(count)]
+
+    cdef int look(self, epoll_event *events) noexcept nogil:
+        """Spin for a while. Returns what epoll_wait does."""
+        cdef uint64_t before_ns, now = now_ns()
+        cdef uint64_t end_ns = now + SPIN_NS
+        cdef int count
+        if now < self.crowded_until_ns:
+            return 0
+        while True:
+            count = epoll_wait(self.epoll, events, EVENTS_PER_WAIT, 0)
+            if count != 0 or now >= end_ns:
+                return count
+            before_ns = now
+            sched_yield()
+            now = now_ns()
+            self.slow_yields = self.slow_yields + 1 if now - before_ns > SLOW_YIELD_NS else 0
+            if self.slow_yields >= SLOW_YIELDS or now - before_ns > HOG_NS:
+                self.slow_yields = 0
+                self.crowded_until_ns = now + CROWD_NS
+                end_ns = now  # one more look
+
+
+cdef size_t size_of(Outgoing *frame) noexcept:
+    return FRAME_HEADER_SIZE + <size_t>PyBytes_GET_SIZE(<object>frame.payload)
+
+
+cdef char *rest_of(Outgoing *frame, size_t head) noexcept:
+    """What is to be written of the payload, after so much that is left of the header."""
+    return PyBytes_AS_STRING(<object>frame.payload) + (frame.done + head - FRAME_HEADER_SIZE)
+
+
+@cython.no_gc_clear  # __dealloc__ needs the lists
+cdef class Wire:
+    """One end of a control channel: a stream socket (borrowed) whose bytes are frames. Any thread may send.
+
+    Iterating gives the frames that have come, as `(kind, payload, fd)`, each taken out before it is given; whoever gets
+    it owns its descriptor, which is None, too, when it came and did not fit into the table of descriptors.
+
+    Attributes:
+      queued: the bytes that wait to be written.
+      rests: whether the system has no room for what is to be written, and no epoll says when: call `flush` later.
+      ended: a deque of `(callback, exception or None)`, of frames that were written or have failed, to be taken out.
+      exhausted: whether the last `receive` found nothing.
+    """
+
+    cdef int fd
+    cdef int epoll
+    cdef size_t message_limit
+    # The ring of what waits; its size is a power of two.
+    cdef Outgoing *ring
+    cdef size_t ring_size
+    cdef size_t first
+    cdef size_t count
+    cdef size_t tried            # how much was queued after the last try to write
+    cdef bint writing            # the collector may run a finalizer that sends, in the middle of a send
+    cdef bint watched            # for room to write
+    cdef readonly size_t queued
+    cdef readonly bint rests
+    cdef readonly object ended
+    # What has come: incoming[start:end].
+    cdef char *incoming
+    cdef size_t incoming_size
+    cdef size_t start
+    cdef size_t end
+    cdef readonly list descriptors
+    cdef readonly bint exhausted
+
+    def __init__(self, int fd, int epoll, size_t message_limit):
+        """Register the non-blocking socket `fd` in `epoll` (both borrowed).
+
+        Args:
+          message_limit: the largest payload of a message, in bytes, that is received.
+
+        Raises:
+          OSError: of epoll_ctl(2).
+        """
+        cdef epoll_event event
+        event.events = EPOLLIN
+        event.data.u64 = <uint64_t>fd  # as select.epoll does, whose poll() gives it back
+        self.fd = -1
+        self.ended = collections.deque()
+        self.descriptors = []
+        self.message_limit = message_limit
+        if epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise system_error("epoll_ctl", errno)
+        self.fd = fd
+        self.epoll = epoll
+
+    def __dealloc__(self):
+        if self.descriptors is not None:
+            self.drop()
+
+    # Sending
+
+    def send(self, uint8_t kind, bytes payload not None, int fd, callback):
+        """Send a frame, or queue it where the socket is full or others wait. Owns `fd`, which is -1 for none.
+
+        Returns:
+          1 when there is something to look after in `ended` or `rests`, else 0; -1 when the wire is closed.
+        """
+        cdef size_t length = <size_t>len(payload)
+        cdef size_t waiting = self.count
+        cdef Outgoing *frame
+        if self.fd < 0:
+            if fd >= 0:
+                close(fd)
+            return -1
+        if waiting == self.ring_size:
+            self.widen()
+        frame = &self.ring[(self.first + waiting) & (self.ring_size - 1)]
+        Py_INCREF(payload)
+        frame.payload = <PyObject *>payload
+        frame.callback = NULL
+        if callback is not None:
+            Py_INCREF(callback)
+            frame.callback = <PyObject *>callback
+        frame.done = 0
+        frame.fd = fd
+        frame.header[0] = length & 0xFF
+        frame.header[1] = length >> 8 & 0xFF
+        frame.header[2] = length >> 16 & 0xFF
+        frame.header[3] = length >> 24 & 0xFF
+        frame.header[4] = kind
+        frame.header[5] = fd >= 0
+        frame.header[6] = frame.header[7] = 0
+        self.count += 1
+        self.queued += FRAME_HEADER_SIZE + length
+        if waiting == 0 or (self.queued - self.tried >= RETRY_SIZE and not self.rests):
+            return self.write()
+        return 0
+
+    def flush(self):
+        """Write what waits, as much as the socket takes and WRITE_LIMIT allows. Returns what `send` does."""
+        self.rests = False
+        return self.write()
+
+    cdef int widen(self) except -1:
+        cdef size_t size = self.ring_size * 2 if self.ring_size else 16
+        cdef Outgoing *wider = <Outgoing *>calloc(size, sizeof(Outgoing))
+        cdef size_t i
+        if wider == NULL:
+            raise MemoryError
+        for i in range(self.count):
+            wider[i] = self.ring[(self.first + i) & (self.ring_size - 1)]
+        free(self.ring)
+        self.ring = wider
+        self.ring_size = size
+        self.first = 0
+        return 0
+
+    cdef int write(self) except -2:
+        """Write, and ask the epoll for room if something is left."""
+        cdef size_t total = 0
+        cdef ssize_t written
+        cdef int error = 0
+        if self.writing or self.fd < 0:
+            return 0
+        self.writing = True
+        while self.count and total < WRITE_LIMIT:
+            written = self.write_some()
+            if written < 0:
+                error = errno
+                break
+            total += <size_t>written
+            self.take_off(<size_t>written)
+        self.writing = False
+        self.tried = self.queued
+        if error == ETOOMANYREFS or error == ENOBUFS or error == ENOMEM:
+            self.rests = True
+        elif error and error != EAGAIN:
+            # The peer is gone; the owner learns it from the end of what is to be read.
+            self.fail(system_error("sendmsg", error))
+        self.watch()
+        return 1 if self.rests or self.ended else 0
+
+    cdef ssize_t write_some(self) noexcept:
+        """One system call: as many small frames as fit together, or one that is large or has a descriptor."""
+        cdef msghdr message
+        cdef iovec parts[2]
+        cdef Control control
+        cdef cmsghdr *rights
+        cdef Outgoing *frame
+        cdef size_t size = 0
+        cdef size_t i, left, head
+        cdef ssize_t written
+        for i in range(self.count):
+            frame = &self.ring[(self.first + i) & (self.ring_size - 1)]
+            left = size_of(frame) - frame.done
+            if frame.fd >= 0 or left > GATHER_SIZE - size:
+                break  # a descriptor must go with the first byte of its own frame
+            head = FRAME_HEADER_SIZE - frame.done if frame.done < FRAME_HEADER_SIZE else 0
+            memcpy(gathered + size, frame.header + (FRAME_HEADER_SIZE - head), head)
+            memcpy(gathered + size + head, rest_of(frame, head), left - head)
+            size += left
+        if size:
+            while True:
+                written = send(self.fd, gathered, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+                if written >= 0 or errno != EINTR:
+                    return written
+        frame = &self.ring[self.first]
+        head = FRAME_HEADER_SIZE - frame.done if frame.done < FRAME_HEADER_SIZE else 0
+        parts[0].iov_base = frame.header + (FRAME_HEADER_SIZE - head)
+        parts[0].iov_len = head
+        parts[1].iov_base = rest_of(frame, head)
+        parts[1].iov_len = size_of(frame) - frame.done - head
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = parts
+        message.msg_iovlen = 2
+        if frame.fd >= 0:
+            message.msg_control = &control
+            message.msg_controllen = sizeof(control)
+            rights = CMSG_FIRSTHDR(&message)
+            rights.cmsg_level = SOL_SOCKET
+            rights.cmsg_type = SCM_RIGHTS
+            rights.cmsg_len = CMSG_LEN(sizeof(int))
+            memcpy(CMSG_DATA(rights), &frame.fd, sizeof(int))
+        while True:
+            written = sendmsg(self.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if written >= 0 or errno != EINTR:
+                return written
+
+    cdef int take_off(self, size_t written) except -1:
+        """Take written bytes off the ring."""
+        cdef Outgoing *frame
+        cdef size_t left
+        self.queued -= written
+        while self.count:
+            frame = &self.ring[self.first]
+            if frame.fd >= 0 and written:
+                close(frame.fd)
+                frame.fd = -1
+            left = size_of(frame) - frame.done
+            if written < left:
+                frame.done += written
+                break
+            written -= left
+            self.end_first(None)
+            if not written:
+                break
+        return 0
+
+    cdef int end_first(self, exception) except -1:
+        """The first frame has been written, or has failed. It leaves the ring before anything else happens."""
+        cdef Outgoing frame = self.ring[self.first]
+        self.first = (self.first + 1) & (self.ring_size - 1)
+        self.count -= 1
+        if frame.fd >= 0:
+            close(frame.fd)
+        Py_DECREF(<object>frame.payload)
+        if frame.callback != NULL:
+            callback = <object>frame.callback
+            Py_DECREF(callback)
+            self.ended.append((callback, exception))
+        return 0
+
+    cdef int fail(self, exception) except -1:
+        self.queued = 0
+        while self.count:
+            self.end_first(exception)
+        return 0
+
+    cdef void watch(self) noexcept:
+        """Ask the epoll for room to write, if that is what is waited for."""
+        cdef epoll_event event
+        cdef bint wanted = self.count > 0 and not self.rests
+        if wanted != self.watched and self.fd >= 0:
+            event.events = EPOLLIN | (EPOLLOUT if wanted else 0)
+            event.data.u64 = <uint64_t>self.fd
+            epoll_ctl(self.epoll, EPOLL_CTL_MOD, self.fd, &event)
+            self.watched = wanted
+
+    # Receiving
+
+    def receive(self):
+        """Read once. Returns itself, to iterate over the frames that are complete by now.
+
+        Raises:
+          EOFError: the peer has closed, after the frames before that.
+          OSError: of recvmsg(2).
+        """
+        cdef msghdr message
+        cdef iovec payload
+        cdef Rights control
+        cdef cmsghdr *rights
+        cdef ssize_t length
+        cdef int error, fd
+        cdef size_t i
+        self.make_room()
+        memset(&message, 0, sizeof(message))
+        payload.iov_base = self.incoming + self.end
+        payload.iov_len = self.incoming_size - self.end
+        message.msg_iov = &payload
+        message.msg_iovlen = 1
+        message.msg_control = &control
+        message.msg_controllen = sizeof(control)
+        length = recvmsg(self.fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+        self.exhausted = length < 0
+        if length < 0:
+            error = errno
+            if error == EAGAIN or error == EINTR:
+                return self
+            if error == ECONNRESET:  # the peer has closed with unread frames of ours
+                raise EOFError
+            raise system_error("recvmsg", error)
+        self.end += <size_t>length
+        if message.msg_controllen:
+            rights = CMSG_FIRSTHDR(&message)
+            while rights != NULL:
+                if rights.cmsg_level == SOL_SOCKET and rights.cmsg_type == SCM_RIGHTS:
+                    for i in range((rights.cmsg_len - CMSG_LEN(0)) // sizeof(int)):
+                        memcpy(&fd, CMSG_DATA(rights) + i * sizeof(int), sizeof(int))
+                        self.descriptors.append(fd)
+                rights = CMSG_NXTHDR(&message, rights)
+        if message.msg_flags & MSG_CTRUNC:
+            self.descriptors.append(None)
+        if length == 0:
+            raise EOFError
+        return self
+
+    cdef int make_room(self) except -1:
+        """Have room for a read: a quarter of the buffer, which grows with a frame that is larger."""
+        cdef size_t held = self.end - self.start
+        cdef size_t size = READ_BUFFER_SIZE
+        cdef char *buffer
+        while held > size - size // 4:
+            size *= 2
+        if held == 0:
+            self.start = self.end = 0
+        if size > self.incoming_size or (held == 0 and size < self.incoming_size):
+            buffer = <char *>malloc(size)
+            if buffer == NULL:
+                raise MemoryError
+            if held:
+                memcpy(buffer, self.incoming + self.start, held)
+            free(self.incoming)
+            self.incoming = buffer
+            self.incoming_size = size
+        elif self.incoming_size - self.end < size // 4:
+            memmove(self.incoming, self.incoming + self.start, held)
+        else:
+            return 0
+        self.start = 0
+        self.end = held
+        return 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        """
+        Raises:
+          ProtocolError: what came is no frame. The channel is of no use any more.
+        """
+        cdef size_t held = self.end - self.start
+        cdef const uint8_t *header
+        cdef size_t length, limit
+        cdef int kind
+        if held >= FRAME_HEADER_SIZE:
+            header = <const uint8_t *>self.incoming + self.start
+            length = header[0] | header[1] << 8 | header[2] << 16 | <size_t>header[3] << 24
+            if header[4] > MESSAGE_FRAME or header[5] > 1 or header[6] or header[7]:
+                raise errors.ProtocolError(f"no frame starts with {(<const char *>header)[:FRAME_HEADER_SIZE]!r}")
+            kind = header[4]
+            limit = CONTROL_LIMIT_SIZE if kind == CONTROL_FRAME else self.message_limit
+            if length > limit:
+                raise errors.ProtocolError(f"a frame of {length} bytes where at most {limit} are allowed")
+            if held >= FRAME_HEADER_SIZE + length:
+                fd = None
+                if header[5]:
+                    if not self.descriptors:
+                        raise errors.ProtocolError("a frame announces a descriptor, and none came")
+                    fd = self.descriptors.pop(0)
+                payload = (<const char *>header)[FRAME_HEADER_SIZE:FRAME_HEADER_SIZE + length]
+                self.start += FRAME_HEADER_SIZE + length
+                return kind, payload, fd
+        # A descriptor comes with the first byte of its frame, so one may be early, for the frame that is incomplete.
+        if len(self.descriptors) > (held > 0):
+            raise errors.ProtocolError("more descriptors came than frames announce")
+        raise StopIteration
+
+    # Closing
+
+    def close(self, exception):
+        """Leave the epoll, give up what has come, and fail what waits to be written. The caller closes the socket."""
+        if self.fd >= 0:
+            epoll_ctl(self.epoll, EPOLL_CTL_DEL, self.fd, NULL)
+        self.fd = -1
+        self.fail(exception)
+        self.drop()
+
+    def abandon(self):
+        """In a forked child: close the copies of all descriptors in here, and leave the parent's epoll alone."""
+        self.fd = -1
+        self.drop()
+
+    cdef void drop(self) noexcept:
+        while self.count:
+            self.end_first(None)
+        self.queued = 0
+        self.start = self.end = self.incoming_size = 0
+        free(self.incoming)
+        self.incoming = NULL
+        free(self.ring)
+        self.ring = NULL
+        self.ring_size = self.first = 0
+        for fd in self.descriptors:
+            if fd is not None:
+                close(fd)
+        self.descriptors.clear()

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<errno.h>" nogil:
     enum:
-        EAGAIN, EBADF, ECONNABORTED, EINTR, EMFILE, EPROTO, ETOOMANYREFS
+        EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EMFILE, ENOBUFS, ENOMEM, EPROTO, ETOOMANYREFS
 
 
 cdef extern from "<sys/types.h>" nogil:
@@ -72,6 +72,7 @@ cdef extern from "<sched.h>" nogil:
         int sched_priority
     enum:
         SCHED_BATCH
+    int sched_yield()
     int sched_setscheduler(pid_t pid, int policy, const sched_param *parameter)
 
 
@@ -110,7 +111,7 @@ cdef extern from "<sys/timerfd.h>" nogil:
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
-        EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
+        EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
     union epoll_data:
         uint64_t u64
     struct epoll_event:
@@ -159,6 +160,7 @@ cdef extern from "<sys/socket.h>" nogil:
         int cmsg_level
         int cmsg_type
     cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    cmsghdr *CMSG_NXTHDR(msghdr *message, cmsghdr *control)
     unsigned char *CMSG_DATA(cmsghdr *control)
     size_t CMSG_LEN(size_t length)
     int accept4(int fd, sockaddr *address, socklen_t *length, int flags)
@@ -167,6 +169,7 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void *buffer, size_t length, int flags)
     ssize_t recvmsg(int fd, msghdr *message, int flags)
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
+    ssize_t send(int fd, const void *buffer, size_t length, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     int socketpair(int family, int type, int protocol, int fds[2])
 

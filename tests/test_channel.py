@@ -21,11 +21,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import Programs
-from pycluster.channel import CONTROL, CONTROL_LIMIT, HIGH_WATER_MARK, MESSAGE, READ_SIZE, Channel, Frame
+from pycluster.channel import CONTROL, HIGH_WATER_MARK, MESSAGE, Channel
 from pycluster.errors import ChannelClosedError, ClusterError, ProtocolError
 
 HEADER = struct.Struct("<IBBH")
 MAX_MESSAGE_SIZE = 1 << 20
+# Of the core: the longest frame of control, and what one read brings at most as long as no larger frame is coming.
+CONTROL_LIMIT = 64 * 1024
+READ_SIZE = 256 * 1024
+
+
+class Frame(NamedTuple):
+    """A frame as the channel gives it."""
+
+    kind: int
+    payload: bytes
+    fd: int | None
 
 
 class End:
@@ -60,23 +71,27 @@ class End:
 
     def receive(self) -> list[Frame]:
         """All frames that can be had now."""
-        frames = list(self.channel.receive())
+        frames = list(self.read())
         while not self.channel.exhausted:
-            frames += self.channel.receive()
+            frames += self.read()
         return frames
+
+    def read(self) -> Iterator[Frame]:
+        """Read once."""
+        return map(Frame._make, self.channel.receive())
 
     def receive_to_the_end(self) -> list[Frame]:
         """All frames up to the end of the stream."""
         frames: list[Frame] = []
         try:
             while True:
-                for frame in self.channel.receive():
+                for frame in self.read():
                     frames.append(frame)
         except EOFError:
             return frames
 
     def messages(self) -> list[tuple[object, Any]]:
-        return [self.channel.decode_message(frame) for frame in self.receive()]
+        return [self.channel.decode_message(frame.payload, frame.fd) for frame in self.receive()]
 
 
 @contextlib.contextmanager
@@ -199,7 +214,7 @@ def test_frames_survive_partial_writes_in_order_with_their_descriptors(
     got: list[Sent] = []
 
     def read(end: End) -> None:
-        for frame in end.channel.receive():
+        for frame in end.read():
             mark = take_mark(frame.fd)
             assert mark in (None, str(len(got)))
             got.append(Sent(frame.kind, frame.payload, mark is not None))
@@ -208,8 +223,8 @@ def test_frames_survive_partial_writes_in_order_with_their_descriptors(
         if small:
             left.channel._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel makes it its minimum
         for i, frame in enumerate(frames):
-            fd = marked_descriptor(str(i)) if frame.with_fd else None
-            assert left.channel._send(frame.kind, frame.payload, fd, None)
+            fd = marked_descriptor(str(i)) if frame.with_fd else -1
+            assert not left.channel._wire.send(frame.kind, frame.payload, fd, None)
             if data.draw(st.booleans()):
                 read(right)
         while len(got) < len(frames):
@@ -230,7 +245,7 @@ def test_an_empty_frame_is_a_frame() -> None:
 def test_a_frame_may_take_many_reads() -> None:
     payload = os.urandom(3 * READ_SIZE)
     with channels() as (left, right):
-        left.channel._send(MESSAGE, payload, None, None)
+        left.channel._wire.send(MESSAGE, payload, -1, None)
         assert left.channel.backlogged
         frames: list[Frame] = []
         while not frames:
@@ -251,10 +266,10 @@ def test_a_handler_may_read_on_while_its_frame_is_handled() -> None:
     with channels() as (left, right):
         for payload in (b"1", b"2", b"3"):
             left.channel.send_control(payload)
-        for frame in right.channel.receive():
+        for frame in right.read():
             seen.append(frame.payload)
             left.channel.send_control(b"more" + frame.payload)
-            seen += [inner.payload for inner in right.channel.receive()]
+            seen += [inner.payload for inner in right.read()]
             if len(seen) > 4:
                 break
     assert seen[:4] == [b"1", b"2", b"3", b"more1"]
@@ -273,7 +288,7 @@ def hears_no_frame(*parts: bytes, fds: int = 0, **options: Any) -> str:
             os.close(fd)
         try:
             while True:
-                for frame in end.channel.receive():
+                for frame in end.read():
                     take_mark(frame.fd)
                 assert not end.channel.exhausted, "this was taken for a frame"
         except ProtocolError as exception:
@@ -321,7 +336,7 @@ def test_a_descriptor_that_is_not_announced_is_a_protocol_error() -> None:
 def test_frames_before_the_rubbish_are_heard() -> None:
     with raw_and_channel() as (raw, end):
         raw.sendall(frame_bytes(CONTROL, b"a") + frame_bytes(MESSAGE, b"b") + b"\xff" * 8)
-        heard = end.channel.receive()
+        heard = end.read()
         assert next(heard).payload == b"a"
         assert next(heard).payload == b"b"
         with pytest.raises(ProtocolError):
@@ -357,7 +372,7 @@ def test_descriptors_that_no_frame_announces_do_not_pile_up() -> None:
             for _ in range(20):
                 raw.sendmsg([b"x"], rights)
                 assert end.receive() == []
-        held = len(end.channel._descriptors)
+        held = len(end.channel._wire.descriptors)
         os.close(fd)
     assert held <= 10
 
@@ -368,7 +383,7 @@ def test_a_payload_is_a_message_or_a_protocol_error(payload: bytes, serializatio
     with raw_and_channel(serialization=serialization) as (_, end):
         fd = marked_descriptor("handle")
         try:
-            _, handle = end.channel.decode_message(Frame(MESSAGE, payload, fd))
+            _, handle = end.channel.decode_message(payload, fd)
         except ProtocolError:
             return  # with the descriptor closed, as the fixture finds
         assert handle == fd
@@ -395,7 +410,7 @@ def test_a_descriptor_that_does_not_fit_is_missing_from_a_frame_of_many_reads_to
     frames: list[Frame] = []
     with channels() as (left, right):
         fd = marked_descriptor("lost")
-        left.channel._send(MESSAGE, payload, fd, None)
+        left.channel._wire.send(MESSAGE, payload, fd, None)
         with no_descriptor_to_be_had():
             while left.channel.backlogged:
                 frames += right.receive()
@@ -407,10 +422,10 @@ def test_a_descriptor_that_does_not_fit_is_missing_from_a_frame_of_many_reads_to
 def test_a_lost_descriptor_is_not_replaced_by_the_next_one() -> None:
     got: list[str | None] = []
     with channels() as (left, right):
-        left.channel._send(MESSAGE, bytes(2 * READ_SIZE), marked_descriptor("first"), None)
-        left.channel._send(MESSAGE, b"", marked_descriptor("second"), None)
+        left.channel._wire.send(MESSAGE, bytes(2 * READ_SIZE), marked_descriptor("first"), None)
+        left.channel._wire.send(MESSAGE, b"", marked_descriptor("second"), None)
         with no_descriptor_to_be_had():
-            got += [take_mark(frame.fd) for frame in right.channel.receive()]
+            got += [take_mark(frame.fd) for frame in right.read()]
         while len(got) < 2:
             got += [take_mark(frame.fd) for frame in right.receive()]
             left.channel.flush()
@@ -540,7 +555,7 @@ def test_send_says_false_past_the_high_water_mark_and_drops_nothing() -> None:
         count = 0
         while refusals < 20:
             ready = left.channel.send_message(bytes(32 * 1024), None, False, None)
-            assert ready == (left.channel._queued < HIGH_WATER_MARK)
+            assert ready == (left.channel._wire.queued < HIGH_WATER_MARK)
             count += 1
             refusals += not ready
         got = 0
@@ -549,7 +564,7 @@ def test_send_says_false_past_the_high_water_mark_and_drops_nothing() -> None:
             left.channel.flush()
         got += len(right.messages())
         assert got == count
-        assert left.channel._queued == 0
+        assert left.channel._wire.queued == 0
         assert left.channel.send_message(None, None, False, None)
 
 
@@ -633,7 +648,7 @@ def test_half_a_frame_before_the_end_is_the_end() -> None:
     with raw_and_channel() as (raw, end):
         raw.sendall(frame_bytes(CONTROL, b"whole") + frame_bytes(CONTROL, b"half")[:-1])
         raw.close()
-        assert [frame.payload for frame in end.channel.receive()] == [b"whole"]
+        assert [frame.payload for frame in end.read()] == [b"whole"]
         with pytest.raises(EOFError):
             list(end.channel.receive())
 

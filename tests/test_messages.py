@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness import Fact, Programs, free_port
+from harness import Fact, Programs, free_port, run_case
 
 PACKED = {
     "None": "None",
@@ -156,6 +156,70 @@ def test_received_descriptors_are_not_inheritable(cluster_program: Programs) -> 
 def test_no_descriptor_is_left_on_either_side(cluster_program: Programs) -> None:
     facts = cluster_program("handles_sent").finish().facts
     assert {fact["by"]: fact["count"] for fact in facts if fact["event"] == "left"} == {"primary": 0, "worker": 0}
+
+
+KINDS = {
+    "connection": "AF_INET SOCK_STREAM",
+    "listener": "AF_INET SOCK_STREAM",
+    "unix listener": "AF_UNIX SOCK_STREAM",
+    "unix datagrams": "AF_UNIX SOCK_DGRAM",
+    "datagrams": "AF_INET SOCK_DGRAM",
+    "pipe": "int",
+}
+
+
+@pytest.mark.parametrize("sender", ["primary", "worker"])
+def test_each_kind_of_handle_works_on_the_other_side(sender: str, cluster_program: Programs) -> None:
+    facts = run_case(cluster_program, "handle_cases", "kinds", sender)
+    assert facts["used"] == KINDS
+    assert facts["said"] == {name: "used" for name in KINDS if name != "unix datagrams"}
+
+
+def test_large_messages_keep_their_handles_and_their_order_both_ways(cluster_program: Programs) -> None:
+    assert run_case(cluster_program, "handle_cases", "large")["same"] is True
+
+
+def test_a_handle_can_be_sent_again_and_each_copy_works(cluster_program: Programs) -> None:
+    facts = run_case(cluster_program, "handle_cases", "twice")
+    assert facts["said"] == "3 descriptors..."
+    assert (facts["kept"], facts["closed"]) == (True, True)
+
+
+def test_handles_on_their_way_to_a_worker_that_is_killed_are_closed_everywhere(cluster_program: Programs) -> None:
+    """In its socket, in the primary's memory, and in a worker that was forked meanwhile."""
+    facts = run_case(cluster_program, "handle_cases", "killed")
+    assert (facts["end"], facts["left"]) == ("", 0)
+    assert facts["callbacks"] == 60, "one for each message, whether it was written or not"
+    assert facts["some of each"] is True
+    assert facts["written first"] is True
+
+
+def test_handles_on_their_way_from_a_worker_that_kills_itself_are_closed_everywhere(cluster_program: Programs) -> None:
+    facts = run_case(cluster_program, "handle_cases", "suicide")
+    assert (facts["end"], facts["left"]) == ("", 0)
+
+
+def test_a_handle_that_nobody_in_the_primary_listens_for_is_closed(cluster_program: Programs) -> None:
+    facts = run_case(cluster_program, "handle_cases", "unwanted")
+    assert (facts["end"], facts["pipe"]) == ("", "")
+
+
+def test_a_callback_that_raises_stops_neither_the_others_nor_the_cluster(cluster_program: Programs) -> None:
+    program = cluster_program("handle_cases", "raising", expects_traceback=True)
+    assert program.wait_for("facts")["called"] == [0, 1, 2]
+    ended = program.finish()
+    assert ended.returncode == 0
+    assert "LookupError: callback" in ended.stderr
+
+
+def test_a_worker_that_does_not_read_keeps_nobody_else_waiting_and_gets_all_in_the_end(
+    cluster_program: Programs,
+) -> None:
+    facts = run_case(cluster_program, "handle_cases", "slow reader")
+    assert facts["said true"] <= 4, "of 100 kB each: the socket takes two, and 128 KiB may wait"
+    assert facts["no more after the first False"] is True
+    assert facts["trips meanwhile"] == 100
+    assert facts["in order"] is True
 
 
 # ---- The worker's threads, and its end

@@ -2,47 +2,35 @@
 
 Both ends use this class: the primary one per worker in its dispatching thread, a worker one in its control thread.
 Sending is safe from any thread and never blocks: what the socket does not take waits in memory, in order. The owner
-of the channel calls `receive` and `flush` when its epoll says so, and is the only one who closes it.
+of the channel calls `receive` and `flush` when its epoll says so, and is the only one who closes it. The frames
+themselves, and when they are written, are the core's (part 5); here are messages, handles and callbacks.
 """
 
-import array
-import errno
-import itertools
 import os
 import select
 import socket
 import stat
-import struct
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
+from . import _cluster
 from .errors import ChannelClosedError, ProtocolError
-
-# length of the payload, kind, number of descriptors, reserved
-_HEADER = struct.Struct("<IBBH")
 
 CONTROL = 0
 MESSAGE = 1
 
 # Node.js stops saying "send more" at twice its pipe's 64 KiB (lib/internal/child_process.js).
 HIGH_WATER_MARK = 128 * 1024
-# Unix sockets copy: larger reads than this save no time, and smaller ones cost more calls.
-READ_SIZE = 256 * 1024
-# The library's own frames are a few hundred bytes.
-CONTROL_LIMIT = 64 * 1024
 # Too many descriptors in flight, or too little memory: try again after so long.
 RETRY_S = 0.02
-# Frames per sendmsg; the kernel takes up to 1024 buffers (UIO_MAXIOV), two a frame.
-BATCH = 64
-# The kernel passes at most 253 descriptors at a time (SCM_MAX_FD); a frame has one, and one read few frames with one.
-_ANCILLARY_SIZE = socket.CMSG_SPACE(253 * 4)
 
 Callback = Callable[[BaseException | None], object]
 Handle = socket.socket | int
+# A received frame: its kind, its payload, and its descriptor, which whoever gets it owns.
+Frame = tuple[int, bytes, int | None]
 
 
 class HasFileno(Protocol):
@@ -51,29 +39,6 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
 
     def close(self) -> object: ...
-
-
-class Frame(NamedTuple):
-    """A received frame. Whoever gets it owns its descriptor."""
-
-    kind: int
-    payload: bytes
-    fd: int | None
-
-
-class _Outgoing:
-    """A frame on its way, or what is left of it."""
-
-    __slots__ = ("buffers", "callback", "fd", "left")
-
-    def __init__(self, kind: int, payload: bytes, fd: int | None, callback: Callback | None) -> None:
-        self.buffers: list[memoryview] = [
-            memoryview(_HEADER.pack(len(payload), kind, fd is not None, 0)),
-            memoryview(payload),
-        ]
-        self.left = _HEADER.size + len(payload)
-        self.fd = fd
-        self.callback = callback
 
 
 class Channel:
@@ -96,22 +61,17 @@ class Channel:
         """
         sock.setblocking(False)
         self._sock = sock
-        self._epoll = epoll
+        self._wire = _cluster.Wire(sock.fileno(), epoll.fileno(), max_message_size)
+        # Read once, and iterate over the frames that are complete by then; see there.
+        self.receive: Callable[[], Iterator[Frame]] = self._wire.receive
         self._defer = defer
         self._max_message_size = max_message_size
         codec = msgspec.msgpack if serialization == "msgpack" else msgspec.json
         self._encode: Callable[[Any], bytes] = codec.Encoder().encode
         self._decode: Callable[[bytes], Any] = codec.Decoder().decode
-        self._lock = threading.Lock()
-        self._outgoing: deque[_Outgoing] = deque()
-        self._queued = 0
-        self._waits = False  # for the epoll to say that there is room
+        self._calls_back = False  # soon
         self._rests = False  # until a timer has run out
-        self._incoming = bytearray()
-        self._descriptors: deque[int | None] = deque()  # None: it came, and did not fit into our table
         self.closed = False
-        self.exhausted = False  # whether the last `receive` found nothing
-        epoll.register(sock, select.EPOLLIN)
 
     def fileno(self) -> int:
         """The descriptor, -1 once closed."""
@@ -121,7 +81,8 @@ class Channel:
 
     def send_control(self, payload: bytes, fd: int | None = None) -> None:
         """Send a frame of the library's own; `fd` is duplicated. On a closed channel, nothing happens."""
-        self._send(CONTROL, payload, None if fd is None else os.dup(fd), None)
+        if not self.closed and self._wire.send(CONTROL, payload, -1 if fd is None else os.dup(fd), None) > 0:
+            self._look_after()
 
     def send_message(
         self,
@@ -131,9 +92,19 @@ class Channel:
         callback: Callback | None,
     ) -> bool:
         """Send a message of the user's; see `Worker.send`."""
-        payload = self._encode_message(message)
-        fd = None if handle is None else os.dup(handle if isinstance(handle, int) else handle.fileno())
-        if not self._send(MESSAGE, payload, fd, callback):
+        try:
+            payload = self._encode(message)
+        except (TypeError, ValueError, OverflowError, RecursionError) as exception:
+            raise TypeError(f"a message of type {type(message).__name__} cannot be encoded: {exception}") from exception
+        if len(payload) > self._max_message_size:
+            raise ValueError(
+                f"the message has {len(payload)} bytes; settings.max_message_size allows {self._max_message_size}"
+            )
+        fd = -1 if handle is None else os.dup(handle if isinstance(handle, int) else handle.fileno())
+        status = self._wire.send(MESSAGE, payload, fd, callback)
+        if status > 0:
+            self._look_after()
+        elif status < 0:
             error = ChannelClosedError("the channel is closed; check is_connected() before send()")
             if callback is None:
                 raise error
@@ -144,204 +115,86 @@ class Channel:
                 os.close(handle)
             else:
                 handle.close()
-        return self._queued < HIGH_WATER_MARK
-
-    def _encode_message(self, message: object) -> bytes:
-        try:
-            payload = self._encode(message)
-        except (TypeError, ValueError, OverflowError, RecursionError) as exception:
-            raise TypeError(f"a message of type {type(message).__name__} cannot be encoded: {exception}") from exception
-        if len(payload) > self._max_message_size:
-            raise ValueError(
-                f"the message has {len(payload)} bytes; settings.max_message_size allows {self._max_message_size}"
-            )
-        return payload
-
-    def _send(self, kind: int, payload: bytes, fd: int | None, callback: Callback | None) -> bool:
-        """Queue a frame and write what the socket takes. Owns `fd`. Returns whether the channel was open."""
-        with self._lock:
-            if self.closed:
-                if fd is not None:
-                    os.close(fd)
-                return False
-            idle = not self._outgoing
-            self._outgoing.append(_Outgoing(kind, payload, fd, callback))
-            self._queued += _HEADER.size + len(payload)
-            if idle:
-                self._write()
-                self._watch()
-            return True
+        return self._wire.queued < HIGH_WATER_MARK
 
     def flush(self) -> None:
         """Write what waits, as much as the socket takes; called when the descriptor is writable."""
-        with self._lock:
-            if not self.closed:
-                self._rests = False
-                self._write()
-                self._watch()
+        if not self.closed and self._wire.flush():
+            self._look_after()
 
-    def _watch(self) -> None:
-        """Ask the epoll for room to write, if that is what is waited for."""
-        waits = bool(self._outgoing) and not self._rests
-        if waits != self._waits:
-            self._waits = waits
-            self._epoll.modify(self._sock, select.EPOLLIN | (select.EPOLLOUT if waits else 0))
+    def _flush_rested(self) -> None:
+        self._rests = False
+        self.flush()
+
+    def _look_after(self) -> None:
+        """Have the callbacks of frames that are done with called, and try again later when the system has no room."""
+        if self._wire.ended and not self._calls_back:
+            self._calls_back = True
+            self._defer(self._call_back)
+        if self._wire.rests and not self._rests:
+            self._rests = True
+            timer = threading.Timer(RETRY_S, self._flush_rested)
+            timer.daemon = True
+            timer.start()
+
+    def _call_back(self) -> None:
+        """In the handlers' thread. One that raises keeps none of the others waiting."""
+        self._calls_back = False  # before the look: whoever adds one after it defers this again
+        ended = self._wire.ended
+        try:
+            while ended:
+                callback, exception = ended.popleft()
+                callback(exception)
+        finally:
+            if ended:
+                self._look_after()
 
     @property
     def backlogged(self) -> bool:
         """Whether something waits to be written."""
-        return bool(self._outgoing)
-
-    def _write(self) -> None:
-        while self._outgoing:
-            first = self._outgoing[0]
-            buffers = first.buffers[:]
-            ancillary = []
-            if first.fd is not None:
-                ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [first.fd]))]
-            for frame in itertools.islice(self._outgoing, 1, BATCH):
-                if frame.fd is not None:
-                    break  # its descriptor must go with its own first byte
-                buffers += frame.buffers
-            try:
-                written = self._sock.sendmsg(buffers, ancillary, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                return
-            except OSError as exception:
-                if exception.errno in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
-                    # It passes, but no epoll says when.
-                    self._rests = True
-                    timer = threading.Timer(RETRY_S, self.flush)
-                    timer.daemon = True
-                    timer.start()
-                    return
-                # The peer is gone; the owner learns it from the end of what is to be read.
-                self._fail(exception)
-                return
-            self._consume(written)
-
-    def _consume(self, written: int) -> None:
-        """Take `written` bytes off the queue."""
-        self._queued -= written
-        while self._outgoing:
-            first = self._outgoing[0]
-            if first.fd is not None:
-                os.close(first.fd)
-                first.fd = None
-            if written < first.left:
-                first.left -= written
-                while written >= len(first.buffers[0]):
-                    written -= len(first.buffers.pop(0))
-                first.buffers[0] = first.buffers[0][written:]
-                return
-            written -= first.left
-            self._outgoing.popleft()
-            if first.callback is not None:
-                self._defer(lambda callback=first.callback: callback(None))  # type: ignore[misc]
-            if not written:
-                return
-
-    def _fail(self, exception: BaseException) -> None:
-        while self._outgoing:
-            frame = self._outgoing.popleft()
-            if frame.fd is not None:
-                os.close(frame.fd)
-            if frame.callback is not None:
-                self._defer(lambda callback=frame.callback: callback(exception))  # type: ignore[misc]
-        self._queued = 0
+        return self._wire.queued > 0
 
     # Receiving
 
-    def receive(self) -> Iterator[Frame]:
-        """Read once and yield the frames that are complete by then.
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last `receive` found nothing."""
+        return self._wire.exhausted
 
-        Raises:
-          EOFError: the peer has closed, after the frames before that.
-          ProtocolError: what came is no frame. The channel is of no use any more.
-        """
-        try:
-            chunk, ancillary, flags, _ = self._sock.recvmsg(READ_SIZE, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
-        except (BlockingIOError, InterruptedError):
-            self.exhausted = True
-            return
-        except ConnectionResetError:
-            # The peer has closed with unread frames of ours.
-            raise EOFError from None
-        for level, kind, body in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                descriptors = array.array("i")
-                descriptors.frombytes(body[: len(body) - len(body) % descriptors.itemsize])
-                self._descriptors.extend(descriptors)
-        self.exhausted = False
-        if flags & socket.MSG_CTRUNC:
-            self._descriptors.append(None)
-        if not chunk:
-            raise EOFError
-        self._incoming += chunk
-        yield from self._frames()
-
-    def _frames(self) -> Iterator[Frame]:
-        # Each frame leaves the buffer before it is yielded: its handler may call `receive` itself.
-        while len(self._incoming) >= _HEADER.size:
-            length, kind, descriptors, reserved = _HEADER.unpack_from(self._incoming)
-            if kind not in (CONTROL, MESSAGE) or descriptors > 1 or reserved:
-                raise ProtocolError(f"no frame starts with {bytes(self._incoming[: _HEADER.size])!r}")
-            limit = CONTROL_LIMIT if kind == CONTROL else self._max_message_size
-            if length > limit:
-                raise ProtocolError(f"a frame of {length} bytes where at most {limit} are allowed")
-            end = _HEADER.size + length
-            if len(self._incoming) < end:
-                break
-            fd = None
-            if descriptors:
-                if not self._descriptors:
-                    raise ProtocolError("a frame announces a descriptor, and none came")
-                fd = self._descriptors.popleft()
-            payload = bytes(self._incoming[_HEADER.size : end])
-            del self._incoming[:end]
-            yield Frame(kind, payload, fd)
-        # A descriptor comes with the first byte of its frame, so one may be early, for the frame that is incomplete.
-        if len(self._descriptors) > (len(self._incoming) > 0):
-            raise ProtocolError("more descriptors came than frames announce")
-
-    def decode_message(self, frame: Frame) -> tuple[object, Handle | None]:
+    def decode_message(self, payload: bytes, fd: int | None) -> tuple[object, Handle | None]:
         """The user's message and handle in a frame.
 
         Raises:
           ProtocolError: the payload is not what the serialization in force writes.
         """
         try:
-            message = self._decode(frame.payload)
+            message = self._decode(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError) as exception:
-            if frame.fd is not None:
-                os.close(frame.fd)
+            if fd is not None:
+                os.close(fd)
             raise ProtocolError(f"a message cannot be decoded: {exception}") from exception
-        return message, None if frame.fd is None else _as_handle(frame.fd)
+        return message, None if fd is None else _as_handle(fd)
 
     # Closing
 
     def close(self) -> None:
         """Close this end; frames that wait are failed. Idempotent."""
-        with self._lock:
-            if self.closed:
-                return
-            self.closed = True
-            self._fail(ChannelClosedError("the channel was closed before the message was written"))
-            for fd in self._descriptors:
-                if fd is not None:
-                    os.close(fd)
-            self._descriptors.clear()
-            self._epoll.unregister(self._sock)
-            # Wakes the lifeline, whose poll would keep the socket open (see the core).
-            try:
-                self._sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-            self._sock.close()
+        if self.closed:
+            return
+        self.closed = True
+        self._wire.close(ChannelClosedError("the channel was closed before the message was written"))
+        self._look_after()
+        # Wakes the lifeline, whose poll would keep the socket open (see the core).
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._sock.close()
 
     def abandon(self) -> None:
         """Close a forked child's copy, without a word to the peer."""
         self.closed = True
+        self._wire.abandon()
         self._sock.close()
 
 

@@ -9,6 +9,7 @@ import _thread
 import atexit
 import contextlib
 import errno
+import math
 import os
 import select
 import signal
@@ -23,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _cluster, adapt, descriptors, listener, protocol
-from .channel import CONTROL, Channel, Frame, Handle
+from .channel import CONTROL, Channel, Handle
 from .errors import ProtocolError
 from .script import Script
 from .settings import Settings
@@ -73,6 +74,7 @@ class Child:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
+        self._poller = _cluster.Poll(self._epoll.fileno())
         self._deferred: deque[Callable[[], object]] = deque()
         self._channel = Channel(
             sock,
@@ -90,6 +92,7 @@ class Child:
         for emitter in (self.worker, self.worker.process):
             emitter.on_listener = self._on_listener
             emitter.on_exit = self._on_exit
+        self._sweep_at = 0.0  # by time.monotonic(); inf while no connection is open
         self._closed = threading.Event()
         self._script_runs = False
         self._ending: SystemExit | None = None
@@ -232,34 +235,51 @@ class Child:
         """Run a function soon in the control thread. Any thread."""
         self._deferred.append(function)
         if self._thread.is_alive():
-            os.eventfd_write(self._wake, 1)
+            if len(self._deferred) == 1:
+                os.eventfd_write(self._wake, 1)  # for those after it, too: all are run
         else:
             self._run_deferred()
 
     def _run(self) -> None:
-        while not self._closed.is_set():
-            draining = self._draining and not self._said_drained
-            # In this order, or a connection could pass from one place to the next behind our back.
-            opened = self._silence_listeners() if draining else 0
-            opened += _cluster.undelivered()
-            opened += _cluster.sweep()
-            if draining and opened == 0 and not self._channel.backlogged:
-                self._say_drained()
-                draining = False
-            self._poll(DRAIN_SWEEP_S if draining else SWEEP_S if opened else None)
+        while not self._channel.closed:
+            if self._draining and not self._said_drained:
+                self._poll(self._drain())
+            elif self._sweep_at == math.inf:
+                self._poll(None)
+            else:
+                self._poll(self._look_at_connections())
         # Callbacks of what could not be written any more.
         self._run_deferred()
 
+    def _drain(self) -> float | None:
+        """Say Drained once everything is done. Returns in how many seconds to look again."""
+        # In this order, or a connection could pass from one place to the next behind our back.
+        opened = self._silence_listeners() + _cluster.undelivered() + _cluster.sweep()
+        if opened or self._channel.backlogged:
+            return DRAIN_SWEEP_S
+        self._say_drained()
+        return None
+
+    def _look_at_connections(self) -> float | None:
+        """Note which connections are still open, if it is time to. Returns in how many seconds it will be."""
+        now = time.monotonic()
+        if now >= self._sweep_at:
+            opened = _cluster.undelivered() + _cluster.sweep()
+            self._sweep_at = now + SWEEP_S if opened else math.inf
+        return None if self._sweep_at == math.inf else self._sweep_at - now
+
     def _poll(self, timeout: float | None) -> None:
-        for fd, event in self._epoll.poll(timeout):
+        for fd, event in self._poller.wait(timeout):
             if fd == self._wake:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
                 self._run_deferred()
+                if self._sweep_at == math.inf:
+                    self._sweep_at = 0.0  # this may be the first connection that is open
                 continue
             if event & select.EPOLLOUT:
                 self._channel.flush()
-            if event & ~select.EPOLLOUT:
+            if event != select.EPOLLOUT:
                 self._receive()
 
     def _run_deferred(self) -> None:
@@ -271,22 +291,24 @@ class Child:
 
     def _receive(self) -> None:
         try:
-            for frame in self._channel.receive():
-                self._handle(frame)
+            for kind, payload, fd in self._channel.receive():
+                if kind == CONTROL:
+                    self._obey(payload, fd)
+                    continue
+                message, handle = self._channel.decode_message(payload, fd)
+                _cluster.count_message_in()
+                if self._unheard or not self.worker._emit_message(message, handle):
+                    self._unheard.append((message, handle))
+                    self._deliver()  # to who has come to listen in between
         except EOFError:
             self._end()
         except ProtocolError as exception:
             self.worker.emit("error", exception)
             self._end()
 
-    def _handle(self, frame: Frame) -> None:
-        if frame.kind != CONTROL:
-            message, handle = self._channel.decode_message(frame)
-            _cluster.count_message_in()
-            self._unheard.append((message, handle))
-            self._deliver()
-            return
-        said = protocol.decode_from_primary(frame.payload)
+    def _obey(self, payload: bytes, fd: int | None) -> None:
+        """Do what the library in the primary says."""
+        said = protocol.decode_from_primary(payload)
         if isinstance(said, protocol.Disconnect):
             self._draining = True
             self.worker._step("disconnect")
@@ -294,10 +316,10 @@ class Child:
         with self._request_lock:
             waiter = self._waiters.pop(said.seq, None)
         if waiter is None:
-            if frame.fd is not None:
-                os.close(frame.fd)
+            if fd is not None:
+                os.close(fd)
             return
-        waiter.reply, waiter.fd = said, frame.fd
+        waiter.reply, waiter.fd = said, fd
         waiter.done.set()
 
     def _deliver(self) -> None:
@@ -306,7 +328,7 @@ class Child:
             self.worker._emit_message(*self._unheard.popleft())
 
     def _has_message_listeners(self) -> bool:
-        return bool(self.worker.listeners("message") or self.worker.process.listeners("message"))
+        return self.worker.process.hears("message") or self.worker.hears("message")
 
     def _on_listener(self, event: str) -> None:
         if event == "message" and self._unheard:

@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import _cluster, listener
 from .child import Child
@@ -20,6 +20,9 @@ from .primary import Primary
 from .settings import Settings
 from .signals import handling
 from .worker import Address, Worker, WorkerProcess
+
+if TYPE_CHECKING:
+    from .channel import Callback, Handle, HasFileno
 
 logger = logging.getLogger("pycluster")
 
@@ -199,8 +202,7 @@ class Cluster(Emitter):
         """
         primary = self._as_primary("run")
         with self._running(primary):
-            while not primary.finished:
-                primary.dispatch(None)
+            primary.dispatch_to_the_end()
 
     async def serve(self) -> None:
         """The same as `run`, in the running asyncio or uvloop loop."""
@@ -344,11 +346,6 @@ class Cluster(Emitter):
             )
         return self._primary
 
-    def _as_child(self, name: str) -> Child:
-        if self._child is None:
-            raise NotWorkerError(f"{name} is a worker's; this is the primary")
-        return self._child
-
     def _need_region(self) -> None:
         if not self._has_region:
             _cluster.create_region(self._settings.max_workers, self._settings.max_counters)
@@ -382,10 +379,25 @@ class Process:
         self._cluster = cluster
 
     def _own(self, name: str) -> WorkerProcess:
-        return self._cluster._as_child(f"process.{name}").worker.process
+        child = self._cluster._child
+        if child is None:
+            raise NotWorkerError(f"process.{name} is a worker's; this is the primary")
+        return child.worker.process
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own(name), name)
+
+    def send(
+        self,
+        message: object,
+        handle: "Handle | HasFileno | None" = None,
+        *,
+        keep_open: bool = False,
+        callback: "Callback | None" = None,
+    ) -> bool:
+        """Send a message to the primary; see `Worker.send`."""
+        worker = self._own("send")._worker
+        return worker._role.send(worker, message, handle, keep_open, callback)
 
     @property
     def pid(self) -> int:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("pycluster")
 
 
+# The loop that a listener runs on, what is told of its exceptions, and the listener.
+_Handler = tuple["asyncio.AbstractEventLoop | None", Callable[[Exception], None], Callable[..., Any]]
+
+
 class Emitter(EventEmitter):
     """An emitter whose handlers do not stop each other.
 
@@ -29,6 +33,8 @@ class Emitter(EventEmitter):
         super().__init__()
         self._report = report
         self._loops: set[asyncio.AbstractEventLoop] = set()
+        # What `emit` calls, by event: made when it is first asked for after a change.
+        self._called: dict[str, tuple[_Handler, ...]] = {}
         self.on_listener: Callable[[str], None] | None = None  # is told of each event that got a listener
         self.on_exit: Callable[[SystemExit], None] | None = None  # gets a handler's sys.exit(), which else goes on
 
@@ -42,9 +48,44 @@ class Emitter(EventEmitter):
         loop = _running_loop()
         if loop is not None:
             self._loops.add(loop)
-        super()._add_event_handler(event, k, functools.partial(self._run, loop, report, v))
+        super()._add_event_handler(event, k, (loop, report, v))  # type: ignore[arg-type]
+        self._called.pop(event, None)
         if self.on_listener is not None:
             self.on_listener(event)
+
+    def _remove_listener(self, event: str, f: Callable[..., Any]) -> None:
+        super()._remove_listener(event, f)
+        self._called.pop(event, None)
+
+    def remove_all_listeners(self, event: str | None = None) -> None:
+        """Remove the listeners of an event, or all."""
+        super().remove_all_listeners(event)
+        self._called.clear()
+
+    def emit(self, event: str, *args: Any, **kwargs: Any) -> bool:
+        """Call the event's listeners with these arguments, in the order of their registration.
+
+        Returns:
+          Whether there were any.
+        """
+        called = self._called.get(event) or self._collect(event)
+        for handler in called:
+            self._call(handler, args, kwargs)
+        if not called:
+            self._emit_handle_potential_error(event, args[0] if args else None)
+        return bool(called)
+
+    def hears(self, event: str) -> bool:
+        """Whether the event has listeners."""
+        return bool(self._called.get(event) or self._collect(event))
+
+    def _collect(self, event: str) -> tuple[_Handler, ...]:
+        if event not in self._events:
+            return ()
+        # Under pyee's own lock: whoever changes the listeners takes this note away after the change.
+        with self._lock:
+            called = self._called[event] = tuple(self._events.get(event, {}).values())  # type: ignore[arg-type]
+        return called
 
     def settle(self, timeout_s: float) -> None:
         """Wait until the loops that handlers run on have run what was emitted so far, at most so long for each."""
@@ -54,21 +95,16 @@ class Emitter(EventEmitter):
                 loop.call_soon_threadsafe(done.set)
                 done.wait(timeout_s)
 
-    def _run(
-        self,
-        loop: "asyncio.AbstractEventLoop | None",
-        report: Callable[[Exception], None],
-        f: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def _call(self, handler: "_Handler", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call a handler, now, or soon on the loop that it belongs to."""
+        loop, report, f = handler
         if loop is not None and _running_loop() is not loop and not loop.is_closed():
-            loop.call_soon_threadsafe(functools.partial(self._run, loop, report, f, *args, **kwargs))
+            loop.call_soon_threadsafe(self._call, handler, args, kwargs)
             return
         try:
             result = f(*args, **kwargs)
-            if inspect.iscoroutine(result):
-                self._schedule(result, report)
+            if result is not None and inspect.iscoroutine(result):
+                _schedule(result, report)
         except SystemExit as exception:
             if self.on_exit is None:
                 raise
@@ -76,20 +112,21 @@ class Emitter(EventEmitter):
         except Exception as exception:
             report(exception)
 
-    def _schedule(self, coroutine: Any, report: Callable[[Exception], None]) -> None:
-        loop = _running_loop()
-        if loop is None:
-            coroutine.close()
-            raise RuntimeError(
-                f"{coroutine!r} needs a running event loop: register the handler in one, or use `await cluster.serve()`"
-            )
-        task = loop.create_task(coroutine)
-        handler_tasks.add(task)
-        task.add_done_callback(functools.partial(_finish, report))
-
     def _emit_handle_potential_error(self, event: str, error: Any) -> None:
         if event == "error":
             self._report(error)
+
+
+def _schedule(coroutine: Any, report: Callable[[Exception], None]) -> None:
+    loop = _running_loop()
+    if loop is None:
+        coroutine.close()
+        raise RuntimeError(
+            f"{coroutine!r} needs a running event loop: register the handler in one, or use `await cluster.serve()`"
+        )
+    task = loop.create_task(coroutine)
+    handler_tasks.add(task)
+    task.add_done_callback(functools.partial(_finish, report))
 
 
 # The tasks of `async def` handlers: a loop keeps only weak references, and `serve()` waits for them.

@@ -30,6 +30,7 @@ class Loop:
             on_failure.callback(os.close, self._wake)
             self._timer = _cluster.create_timer()
             on_failure.pop_all()
+        self._poll = _cluster.Poll(self.epoll.fileno())
         self._handlers: dict[int, Callable[[int], object]] = {}
         self._deferred: deque[Callable[[], object]] = deque()
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
@@ -57,7 +58,8 @@ class Loop:
     def defer(self, function: Callable[[], object]) -> None:
         """Run a function in the next `run_once`, after those deferred before it."""
         self._deferred.append(function)
-        os.eventfd_write(self._wake, 1)
+        if len(self._deferred) == 1:
+            os.eventfd_write(self._wake, 1)  # for those after it, too: the loop writes again when it leaves some
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
         """Run a function in the first `run_once` after so many seconds."""
@@ -70,7 +72,7 @@ class Loop:
             # Before what descriptors say: a `fork` event comes before its worker's `online`, however fast that is.
             self._run_deferred()
             timeout = 0
-        for fd, events in self.epoll.poll(timeout):
+        for fd, events in self._poll.wait(timeout):
             if fd == self._wake:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)

@@ -6,6 +6,7 @@ where it is called, and `send`, which may be called anywhere. Connections never 
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import signal
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from . import _cluster, protocol
-from .channel import CONTROL, Channel, Frame
+from .channel import CONTROL, Channel
 from .errors import ChannelClosedError, ClusterError, ProtocolError
 from .handles import Handle
 from .listeners import Listeners, Policy
@@ -160,13 +161,13 @@ class Primary:
             self._loop.epoll,
             serialization=self.settings.serialization,
             max_message_size=self.settings.max_message_size,
-            defer=self.defer,
+            defer=self._defer_callback,
         )
         member = _Member(worker, slot, pidfd, channel)
         member.note()
         self._members[worker_id] = member
         self._workers[worker_id] = worker
-        self._loop.watch(channel.fileno(), lambda events: self._on_channel(member, events))
+        self._loop.watch(channel.fileno(), functools.partial(self._on_channel, member))
         self._loop.epoll.register(pidfd, select.EPOLLIN)
         self._loop.watch(pidfd, lambda _: self._reap(member))
         return worker
@@ -197,9 +198,24 @@ class Primary:
         """See `Cluster.dispatch`."""
         self._loop.run_once(timeout)
 
+    def dispatch_to_the_end(self) -> None:
+        """See `Cluster.run`."""
+        while self._members or self._loop.pending:
+            self._loop.run_once(None)
+
     def defer(self, function: Callable[[], object]) -> None:
         """Run a function in the next dispatch. Any thread, and signal handlers."""
         self._loop.defer(function)
+
+    def _defer_callback(self, function: Callable[[], object]) -> None:
+        self._loop.defer(lambda: self._call_back(function))
+
+    def _call_back(self, function: Callable[[], object]) -> None:
+        """Call a function of the user's; what it raises stops nothing, like what a handler raises."""
+        try:
+            function()
+        except Exception as exception:
+            self._report(exception)
 
     @property
     def finished(self) -> bool:
@@ -226,7 +242,7 @@ class Primary:
         error = ChannelClosedError(f"worker {worker.id} is gone; check is_connected() before send()")
         if callback is None:
             raise error
-        self.defer(lambda: callback(error))
+        self._defer_callback(lambda: callback(error))
         return False
 
     def disconnect(self, worker: Worker) -> None:
@@ -277,40 +293,41 @@ class Primary:
     def _on_channel(self, member: _Member, events: int) -> None:
         if events & select.EPOLLOUT:
             member.channel.flush()
-        if events & ~select.EPOLLOUT:
-            self._receive(member)
+            if events == select.EPOLLOUT:
+                return
+        self._receive(member)
 
     def _receive(self, member: _Member) -> None:
         """Read once, and handle what has come."""
         try:
-            for frame in member.channel.receive():
-                self._handle(member, frame)
-                if member.channel.closed:
-                    return
+            for kind, payload, fd in member.channel.receive():
+                if kind == CONTROL:
+                    self._obey(member, payload, fd)
+                else:
+                    message, handle = member.channel.decode_message(payload, fd)
+                    heard = member.worker._emit_message(message, handle)
+                    if not self._emit("message", member.worker, message, handle) and not heard:
+                        _give_up(handle)
         except EOFError:
             self._close_channel(member)
         except (ProtocolError, msgspec.MsgspecError, ValueError) as exception:
             self._emit_on(member.worker, "error", ProtocolError(f"worker {member.worker.id}: {exception}"))
             self._close_channel(member)
 
-    def _handle(self, member: _Member, frame: Frame) -> None:
+    def _obey(self, member: _Member, payload: bytes, fd: int | None) -> None:
+        """Do what the library in the worker asks for."""
         worker = member.worker
-        if frame.kind != CONTROL:
-            message, handle = member.channel.decode_message(frame)
-            worker._emit_message(message, handle)
-            self._emit("message", worker, message, handle)
-            return
         try:
-            said = protocol.decode_from_worker(frame.payload)
+            said = protocol.decode_from_worker(payload)
         except msgspec.MsgspecError:
-            if frame.fd is not None:
-                os.close(frame.fd)
+            if fd is not None:
+                os.close(fd)
             raise
         if isinstance(said, protocol.Bind):
-            self._answer(member, said, lambda: self._bind(member, said, frame.fd))
+            self._answer(member, said, lambda: self._bind(member, said, fd))
             return
-        if frame.fd is not None:
-            os.close(frame.fd)
+        if fd is not None:
+            os.close(fd)
         if isinstance(said, protocol.Online):
             if worker.state not in ("none", "disconnecting"):
                 raise ProtocolError("online once more")
@@ -428,10 +445,7 @@ class Primary:
         if all(member.channel.closed for member in self._members.values()):
             callbacks, self._disconnect_callbacks = self._disconnect_callbacks, []
             for callback in callbacks:
-                try:
-                    callback()
-                except Exception as exception:
-                    self._report(exception)
+                self._call_back(callback)
 
     def _reap(self, member: _Member) -> None:
         """The worker's process has ended."""
@@ -476,6 +490,14 @@ def _flush_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
+
+
+def _give_up(handle: "MessageHandle | None") -> None:
+    """Nobody wanted it."""
+    if isinstance(handle, int):
+        os.close(handle)
+    elif handle is not None:
+        handle.close()
 
 
 def _send_signal(pidfd: int, number: int) -> None:

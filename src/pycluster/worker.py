@@ -110,7 +110,7 @@ class WorkerProcess(Emitter):
         callback: "Callback | None" = None,
     ) -> bool:
         """Send a message to the other side; see `Worker.send`."""
-        return self._worker.send(message, handle, keep_open=keep_open, callback=callback)
+        return self._worker._role.send(self._worker, message, handle, keep_open, callback)
 
     def disconnect(self) -> None:
         """See `Worker.disconnect`."""
@@ -241,9 +241,10 @@ class Worker(Emitter):
         except KeyError:
             raise RuntimeError(f"worker {self.id} cannot take the step {step!r} from {self._state!r}") from None
 
-    def _emit_message(self, message: object, handle: Any) -> None:
-        self.process.emit("message", message, handle)
-        self.emit("message", message, handle)
+    def _emit_message(self, message: object, handle: Any) -> bool:
+        """Returns whether anybody listens."""
+        heard = "message" in self.process._events and self.process.emit("message", message, handle)
+        return ("message" in self._events and self.emit("message", message, handle)) or heard
 
     def __repr__(self) -> str:
         return f"<Worker {self.id} pid {self.process.pid} {self._state}>"

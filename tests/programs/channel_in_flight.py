@@ -38,8 +38,8 @@ while sent < 200:
 resource.setrlimit(resource.RLIMIT_NOFILE, (80, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 got = []
 while not (receiver.exhausted and not sender.backlogged):
-    for frame in receiver.receive():
-        message, handle = receiver.decode_message(frame)
+    for _, payload, fd in receiver.receive():
+        message, handle = receiver.decode_message(payload, fd)
         got.append((message, handle is not None))
         if isinstance(handle, int):
             os.close(handle)
