@@ -99,7 +99,8 @@ def kinds(worker: Worker | None) -> None:
     sender = sys.argv[2]
     if (worker is None) == (sender == "worker"):
         send = process.send if worker is None else worker.send
-        find_out = offer(send)
+        with cluster.exclusive():  # a worker's sockets are to be its own here, not shared ones
+            find_out = offer(send)
         send("end")
         said = find_out()
         if worker is None:
