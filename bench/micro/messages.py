@@ -1,4 +1,6 @@
-"""Claim: messages take at most half the time that Node.js's ``process.send`` takes, there and back or one way.
+"""Claim: one way, messages take at most half the time that Node.js's ``process.send`` takes.
+
+Round trips are what it is measured against, too, and are not there everywhere: they are mostly waking up.
 
 Three figures, between a primary and one worker, with small objects and each library's own way to encode them::
 
