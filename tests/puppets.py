@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from harness import PATIENCE_S, Fact, Program, Programs, connect_to, read_all, request, wait_until
+from harness import PATIENCE_S, UNDISTURBED_TRIES, Fact, Program, Programs, connect_to, read_all, request, wait_until
 
 Start = Callable[..., "Puppets"]
 
@@ -92,9 +92,25 @@ class Puppets:
         fact = self.program.wait_for("exit", worker=worker)
         return fact["code"], fact["signal"]
 
+    def shares(self, take_turns: Callable[[], list[int]], *workers: int) -> list[int]:
+        """How many turns each worker has had.
+
+        A worker that the machine keeps from the processor for 20 ms is passed over for a while. Uneven shares say
+        nothing then, and are measured again.
+
+        Args:
+          take_turns: returns whose turn it was, one after the other.
+        """
+        for _ in range(UNDISTURBED_TRIES):
+            turns = take_turns()
+            shares = [turns.count(worker) for worker in workers]
+            if max(shares) == min(shares) or self._taken_back == 0:
+                break
+        return shares
+
     @property
-    def taken_back(self) -> int:
-        """How many connections the balancer has moved to another worker: each may make shares uneven by one."""
+    def _taken_back(self) -> int:
+        """How many connections the balancer has taken from a worker that seemed to be blocked."""
         figures: dict[str, int] = self.do(0, "figures")
         return figures["taken_back"]
 

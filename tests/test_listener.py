@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import errno
+import functools
 import signal
 import socket
 
@@ -23,8 +24,7 @@ def test_two_workers_with_a_common_server_share_its_port_in_turn(start: Start, k
     port = free_port()
     cluster = start()
     cluster.serve(kind, port, 1, 2)
-    turns = [who_answers(port) for _ in range(8)]
-    assert abs(turns.count(1) - 4) <= cluster.taken_back
+    assert cluster.shares(lambda: [who_answers(port) for _ in range(8)], 1, 2) == [4, 4]
     cluster.do(0, "disconnect", worker=1)
     assert cluster.wait_for_exit(1) == (0, None)
     assert [who_answers(port) for _ in range(4)] == [2] * 4
@@ -225,8 +225,8 @@ def test_port_0_is_shared_by_the_order_of_calls(start: Start) -> None:
         for name in ("first", "second"):
             cluster.do(worker, "serve_in_a_thread", name=name)
     for port in (first, second):
-        turns = [who_answers(port) for _ in range(6)]
-        assert max(abs(turns.count(worker) - 2) for worker in (1, 2, 3)) <= cluster.taken_back
+        turns = functools.partial(lambda port: [who_answers(port) for _ in range(6)], port)
+        assert cluster.shares(turns, 1, 2, 3) == [2, 2, 2]
 
 
 def test_a_failed_call_does_not_count_for_port_0(start: Start) -> None:

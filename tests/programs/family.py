@@ -63,7 +63,7 @@ else:
         arguments = [__file__, method, "grandchild", port, rest[0], str(primary), str(writer)]
         child: int | None = subprocess.Popen([sys.executable, *arguments], pass_fds=[writer]).pid
     elif kind == "multiprocessing":
-        started = multiprocessing.get_context("fork").Process(target=live, args=(primary, writer))
+        started = multiprocessing.get_context("fork").Process(target=live, args=(primary, writer), daemon=True)
         started.start()
         child = started.pid
     elif (child := os.fork()) == 0:
