@@ -76,6 +76,7 @@ class Child:
         self._epoll.register(self._wake, select.EPOLLIN)
         self._poller = _cluster.Poll(self._epoll.fileno())
         self._deferred: deque[Callable[[], object]] = deque()
+        self._woken = False  # whether the eventfd is written for the deferred, or about to be
         self._channel = Channel(
             sock,
             self._epoll,
@@ -235,8 +236,9 @@ class Child:
         """Run a function soon in the control thread. Any thread."""
         self._deferred.append(function)
         if self._thread.is_alive():
-            if len(self._deferred) == 1:
-                os.eventfd_write(self._wake, 1)  # for those after it, too: all are run
+            if not self._woken:
+                self._woken = True
+                os.eventfd_write(self._wake, 1)
         else:
             self._run_deferred()
 
@@ -273,6 +275,7 @@ class Child:
             if fd == self._wake:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
+                self._woken = False  # after the read and before the run: whoever defers from now on wakes us again
                 self._run_deferred()
                 if self._sweep_at == math.inf:
                     self._sweep_at = 0.0  # this may be the first connection that is open

@@ -33,6 +33,7 @@ class Loop:
         self._poll = _cluster.Poll(self.epoll.fileno())
         self._handlers: dict[int, Callable[[int], object]] = {}
         self._deferred: deque[Callable[[], object]] = deque()
+        self._woken = False  # whether the eventfd is written, or about to be
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
         self.epoll.register(self._wake, select.EPOLLIN)
@@ -58,8 +59,12 @@ class Loop:
     def defer(self, function: Callable[[], object]) -> None:
         """Run a function in the next `run_once`, after those deferred before it."""
         self._deferred.append(function)
-        if len(self._deferred) == 1:
-            os.eventfd_write(self._wake, 1)  # for those after it, too: the loop writes again when it leaves some
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        if not self._woken:
+            self._woken = True
+            os.eventfd_write(self._wake, 1)
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
         """Run a function in the first `run_once` after so many seconds."""
@@ -76,6 +81,7 @@ class Loop:
             if fd == self._wake:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
+                self._woken = False  # after the read and before the run: whoever defers from now on wakes us again
                 self._run_deferred()
             elif fd == self._timer:
                 self._run_timers()
@@ -89,7 +95,7 @@ class Loop:
                 self._deferred.popleft()()
             finally:
                 if self._deferred:
-                    os.eventfd_write(self._wake, 1)
+                    self._wake_up()
 
     def _run_timers(self) -> None:
         with contextlib.suppress(BlockingIOError):
