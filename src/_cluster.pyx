@@ -544,6 +544,22 @@ cdef int identify(int fd, uint8_t *identity) noexcept nogil:
     return sizeof(cookie)
 
 
+def connected_port(int fd):
+    """The local port of a connected TCP socket; 0 for any other descriptor."""
+    cdef sockaddr_storage address
+    cdef socklen_t length = sizeof(address)
+    if getpeername(fd, <sockaddr *>&address, &length) < 0:
+        return 0
+    length = sizeof(address)
+    if getsockname(fd, <sockaddr *>&address, &length) < 0:
+        return 0
+    if address.ss_family == AF_INET:
+        return ntohs((<sockaddr_in *>&address).sin_port)
+    if address.ss_family == AF_INET6:
+        return ntohs((<sockaddr_in6 *>&address).sin6_port)
+    return 0
+
+
 cdef int remember(int fd, Connection *connection) except -1:
     """Remember an accepted connection as open. Whatever was remembered of the same number is closed by now."""
     global opened, opened_size, opened_count

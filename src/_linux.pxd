@@ -164,6 +164,7 @@ cdef extern from "<sys/socket.h>" nogil:
     unsigned char *CMSG_DATA(cmsghdr *control)
     size_t CMSG_LEN(size_t length)
     int accept4(int fd, sockaddr *address, socklen_t *length, int flags)
+    int getsockname(int fd, sockaddr *address, socklen_t *length)
     int getpeername(int fd, sockaddr *address, socklen_t *length)
     int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
     ssize_t recv(int fd, void *buffer, size_t length, int flags)

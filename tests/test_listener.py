@@ -210,6 +210,22 @@ def test_a_worker_that_waits_on_a_duplicate_of_its_listener_can_disconnect(
     assert not wait_until(lambda: cpu_s(cluster.pid(1)) - before > 0.1, 0.4)
 
 
+@pytest.mark.parametrize(("policy", "how"), [("rr", "accept"), ("none", "accept"), ("none", "accept_natively")])
+def test_a_connection_that_the_library_has_lost_sight_of_may_finish(start: Start, policy: str, how: str) -> None:
+    cluster = start(workers=1, policy=policy)
+    port = cluster.do(1, "listen", how="cluster")["name"][1]
+    with connect(port) as client:
+        cluster.do(1, how, keep=True, reply=False)
+        cluster.do(1, "duplicate_connections")
+        cluster.do(0, "disconnect", worker=1)
+        assert wait_until(lambda: refuses(lambda: connect(port).close()))
+        assert not wait_until(lambda: cluster.do(0, "states") != {"1": "disconnecting"}, 0.1)
+        cluster.do(1, "answer_kept")
+        assert client.recv(100) == b"worker 1"
+        cluster.do(1, "drop")
+        assert cluster.wait_for_exit(1) == (0, None)
+
+
 # ---- cluster.listen
 
 

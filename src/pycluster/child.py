@@ -257,6 +257,7 @@ class Child:
         """Say Drained once everything is done. Returns in how many seconds to look again."""
         # In this order, or a connection could pass from one place to the next behind our back.
         opened = self._silence_listeners() + _cluster.undelivered() + _cluster.sweep()
+        opened = opened or descriptors.open_connections()
         if opened or self._channel.backlogged:
             return DRAIN_SWEEP_S
         self._say_drained()

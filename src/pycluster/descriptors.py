@@ -143,6 +143,7 @@ class Shared:
 
 
 _shared: dict[int, Shared] = {}
+_ports: set[int] = set()  # TCP ports that have been shared here
 # Held while a shared socket is closed here, or silenced by the control thread: a number that has been closed may be
 # another file's at once.
 _closing = threading.RLock()
@@ -169,7 +170,18 @@ def put(sock: socket.socket, key: int, address: Any) -> Shared:
     """Share this socket's descriptor, which the primary has bound, from now on."""
     fd = sock.fileno()
     shared = _shared[fd] = Shared(fd, key, address, int(sock.family), int(sock.type), sock)
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and not shared.is_datagram:
+        _ports.add(address[1])
     return shared
+
+
+def open_connections() -> int:
+    """How many descriptors of connections to shared TCP ports are open here, whoever has accepted or duplicated them.
+
+    The core knows those that were accepted through it, by their numbers; this finds the others, at the price of a look
+    at every descriptor.
+    """
+    return sum(_cluster.connected_port(int(name)) in _ports for name in os.listdir("/proc/self/fd"))
 
 
 def close(shared: Shared, really_close: Callable[[], None]) -> None:

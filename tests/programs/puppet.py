@@ -5,6 +5,7 @@ Arguments: the path of a Unix socket, and settings. On the socket the test says 
 fact. In a worker the main thread does it. When the test hangs up, all workers are killed.
 """
 
+import _socket
 import asyncio
 import contextlib
 import json
@@ -302,6 +303,31 @@ def connect_from(source: int, port: int, how: str) -> str:
         sock.bind(("127.0.0.1", source))
         sock.connect(("127.0.0.1", port))
         return sock.recv(100).decode()
+
+
+def accept_natively(keep: bool, reply: bool) -> None:
+    """Accept as a server in another language does, without a method of socket.socket's."""
+    native = _socket.socket(fileno=os.dup(listeners["it"].fileno()))
+    select.select([native], [], [])
+    connection = socket.socket(fileno=native._accept()[0])  # type: ignore[attr-defined]
+    if reply:
+        connection.sendall(own_name().encode())
+    if keep:
+        connections.append(connection)
+
+
+def duplicate_connections() -> None:
+    """Put duplicates in the place of the connections that were kept, as frameworks do that detach them."""
+    for connection in connections[:]:
+        connections.append(socket.socket(fileno=os.dup(connection.fileno())))
+        connections.remove(connection)
+        connection.close()
+
+
+def answer_kept() -> None:
+    """Say on each kept connection who has it."""
+    for connection in connections:
+        connection.sendall(own_name().encode())
 
 
 def drop() -> int:
