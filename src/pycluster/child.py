@@ -17,7 +17,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -414,7 +413,7 @@ class Child:
             atexit._run_exitfuncs()
             self._flush()
         except BaseException:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
         finally:
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):

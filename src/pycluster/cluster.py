@@ -1,7 +1,6 @@
 """The cluster as the user sees it: one object per process, its role, and its events."""
 
 import contextlib
-import logging
 import os
 import socket
 import sys
@@ -23,8 +22,6 @@ from .worker import Address, Worker, WorkerProcess
 
 if TYPE_CHECKING:
     from .channel import Callback, Handle, HasFileno
-
-logger = logging.getLogger("pycluster")
 
 SCHED_NONE: Literal["none"] = "none"
 SCHED_RR: Literal["rr"] = "rr"

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -12,9 +11,6 @@ from pyee.base import EventEmitter
 
 if TYPE_CHECKING:
     import asyncio
-
-logger = logging.getLogger("pycluster")
-
 
 # The loop that a listener runs on, what is told of its exceptions, and the listener.
 _Handler = tuple["asyncio.AbstractEventLoop | None", Callable[[Exception], None], Callable[..., Any]]
@@ -147,4 +143,6 @@ def _running_loop() -> "asyncio.AbstractEventLoop | None":
 
 def log_exception(exception: Exception) -> None:
     """Say what a handler raised, where nobody listens for it."""
-    logger.error("exception in an event handler", exc_info=exception)
+    import logging  # only here: every worker would carry it
+
+    logging.getLogger("pycluster").error("exception in an event handler", exc_info=exception)

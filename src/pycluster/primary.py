@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -150,7 +149,7 @@ class Primary:
             prepare_copy(env, self.settings, stdio)
             child.start()
         except BaseException:
-            traceback.print_exc()
+            sys.excepthook(*sys.exc_info())
             os._exit(1)
         return child
 

@@ -7,7 +7,6 @@ an interpreter on spawned.py, and tells it in its environment what a copy would 
 import _signal  # type: ignore[import-not-found]
 import atexit
 import gc
-import logging
 import os
 import signal
 import sys
@@ -153,7 +152,8 @@ def _forget_exit_functions() -> None:
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         finalizer.atexit = False
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
-    atexit.register(logging.shutdown)
+    if logging := sys.modules.get("logging"):
+        atexit.register(logging.shutdown)
     # The implicit run of the primary happens while its threading module shuts down.
     threading._SHUTTING_DOWN = False  # type: ignore[attr-defined]
     if futures := sys.modules.get("concurrent.futures.thread"):
