@@ -229,7 +229,7 @@ class Cluster(Emitter):
     def _running(self, primary: Primary) -> Any:
         self._has_run = True
         self._signalled = False
-        with handling(lambda number, frame: primary.defer(self._on_stop_signal)):
+        with handling(lambda number, frame: primary.defer(self._on_stop_signal), primary.wakeup_fd):
             yield
             primary.close_listeners()
 

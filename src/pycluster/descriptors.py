@@ -170,8 +170,8 @@ def put(sock: socket.socket, key: int, address: Any) -> Shared:
     """Share this socket's descriptor, which the primary has bound, from now on."""
     fd = sock.fileno()
     shared = _shared[fd] = Shared(fd, key, address, int(sock.family), int(sock.type), sock)
-    if sock.family in (socket.AF_INET, socket.AF_INET6) and not shared.is_datagram:
-        _ports.add(address[1])
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and not shared.is_datagram and address[1]:
+        _ports.add(address[1])  # 0 is what a worker that disconnects gets
     return shared
 
 

@@ -16,6 +16,9 @@ class Loop:
     """Descriptors, deferred functions and timers behind one epoll.
 
     `run_once` is called by the dispatching thread; `defer` by any thread and by signal handlers.
+
+    Attributes:
+      wakeup_fd: what is written here ends the wait of `run_once`; for `signal.set_wakeup_fd`.
     """
 
     def __init__(self) -> None:
@@ -26,17 +29,19 @@ class Loop:
         with contextlib.ExitStack() as on_failure:
             self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
             on_failure.callback(self.epoll.close)
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            on_failure.callback(os.close, self._wake)
+            # A pipe and not an eventfd, which does not take the single bytes that Python writes for signals.
+            self._awoken, self.wakeup_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            on_failure.callback(os.close, self._awoken)
+            on_failure.callback(os.close, self.wakeup_fd)
             self._timer = _cluster.create_timer()
             on_failure.pop_all()
         self._poll = _cluster.Poll(self.epoll.fileno())
         self._handlers: dict[int, Callable[[int], object]] = {}
         self._deferred: deque[Callable[[], object]] = deque()
-        self._woken = False  # whether the eventfd is written, or about to be
+        self._woken = False  # whether the pipe is written, or about to be
         self._timers: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
-        self.epoll.register(self._wake, select.EPOLLIN)
+        self.epoll.register(self._awoken, select.EPOLLIN)
         self.epoll.register(self._timer, select.EPOLLIN)
 
     def fileno(self) -> int:
@@ -64,7 +69,8 @@ class Loop:
     def _wake_up(self) -> None:
         if not self._woken:
             self._woken = True
-            os.eventfd_write(self._wake, 1)
+            with contextlib.suppress(BlockingIOError):  # full of signals: it is readable already
+                os.write(self.wakeup_fd, b"\0")
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> None:
         """Run a function in the first `run_once` after so many seconds."""
@@ -78,9 +84,9 @@ class Loop:
             self._run_deferred()
             timeout = 0
         for fd, events in self._poll.wait(timeout):
-            if fd == self._wake:
+            if fd == self._awoken:
                 with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
+                    os.read(self._awoken, 4096)
                 self._woken = False  # after the read and before the run: whoever defers from now on wakes us again
                 self._run_deferred()
             elif fd == self._timer:
@@ -112,7 +118,8 @@ class Loop:
         """Close the descriptors; nothing is run any more. Idempotent."""
         if not self.epoll.closed:
             self.epoll.close()
-            os.close(self._wake)
+            os.close(self._awoken)
+            os.close(self.wakeup_fd)
             os.close(self._timer)
             self._deferred.clear()
             self._timers.clear()

@@ -27,7 +27,7 @@ from .listeners import Listeners, Policy
 from .loop import Loop
 from .script import find_script
 from .settings import Settings
-from .signals import as_signal
+from .signals import as_signal, leave_wakeup
 from .start import prepare_copy, spawn
 from .stdio import WorkerStdio
 from .worker import STATES, Worker
@@ -175,6 +175,7 @@ class Primary:
         """In a forked child, worker or not: close the copies of all that the library has opened here."""
         _cluster.abandon_balancer()
         _cluster.close_region_descriptor()
+        leave_wakeup(self._loop.wakeup_fd)
         self._loop.close()
         for member in self._members.values():
             member.channel.abandon()
@@ -192,6 +193,11 @@ class Primary:
     def fileno(self) -> int:
         """See `Cluster.fileno`."""
         return self._loop.fileno()
+
+    @property
+    def wakeup_fd(self) -> int:
+        """What is written here wakes whoever dispatches."""
+        return self._loop.wakeup_fd
 
     def dispatch(self, timeout: float | None) -> None:
         """See `Cluster.dispatch`."""

@@ -8,8 +8,11 @@ from types import FrameType
 
 
 @contextlib.contextmanager
-def handling(stop: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+def handling(stop: Callable[[int, FrameType | None], object], wakeup_fd: int) -> Iterator[None]:
     """Answer SIGTERM and SIGINT with `stop`, and put the previous handlers back afterwards.
+
+    Every signal is written to `wakeup_fd`, unless somebody else has asked for them: one that comes after Python has
+    last looked, and before the wait for events begins, would not end that wait.
 
     Python runs the handler in the main thread, between two bytecodes of whatever runs there. Outside of the main
     thread, where Python takes no handlers, nothing is changed.
@@ -17,13 +20,24 @@ def handling(stop: Callable[[int, FrameType | None], object]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    somebody_elses = signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)
+    if somebody_elses != -1:
+        signal.set_wakeup_fd(somebody_elses)
     previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        leave_wakeup(wakeup_fd)
         for number, handler in previous.items():
             # None: it was not Python that installed it, and so Python cannot put it back
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def leave_wakeup(wakeup_fd: int) -> None:
+    """Have signals written there no more. Main thread, or a forked child's only one."""
+    current = signal.set_wakeup_fd(-1)
+    if current != wakeup_fd:
+        signal.set_wakeup_fd(current)
 
 
 def as_signal(value: int | str) -> signal.Signals | int:
