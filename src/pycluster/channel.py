@@ -111,10 +111,7 @@ class Channel:
             self._defer(lambda: callback(error))
             return False
         if handle is not None and not keep_open:
-            if isinstance(handle, int):
-                os.close(handle)
-            else:
-                handle.close()
+            close_handle(handle)
         return self._wire.queued < HIGH_WATER_MARK
 
     def flush(self) -> None:
@@ -196,6 +193,14 @@ class Channel:
         self.closed = True
         self._wire.abandon()
         self._sock.close()
+
+
+def close_handle(handle: Handle | HasFileno | None) -> None:
+    """Close what came, or was sent, with a message."""
+    if isinstance(handle, int):
+        os.close(handle)
+    elif handle is not None:
+        handle.close()
 
 
 def _as_handle(fd: int) -> Handle:

@@ -4,7 +4,6 @@ All of it runs in the thread that dispatches (the one in `run()`, `serve()` or `
 where it is called, and `send`, which may be called anywhere. Connections never come through here: see the core.
 """
 
-import contextlib
 import errno
 import functools
 import os
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from . import _cluster, protocol
-from .channel import CONTROL, Channel
+from .channel import CONTROL, Channel, close_handle
 from .errors import ChannelClosedError, ClusterError, ProtocolError
 from .handles import Handle
 from .listeners import Listeners, Policy
@@ -28,7 +27,7 @@ from .loop import Loop
 from .script import find_script
 from .settings import Settings
 from .signals import as_signal, leave_wakeup
-from .start import prepare_copy, spawn
+from .start import flush_standard_streams, prepare_copy, spawn
 from .stdio import WorkerStdio
 from .worker import STATES, Worker
 
@@ -116,7 +115,7 @@ class Primary:
             if settings.start_method == "spawn":
                 pid, pidfd = spawn(worker_id, slot, theirs.fileno(), script, args, env, settings, stdio)
             else:
-                _flush_standard_streams()
+                flush_standard_streams()
                 pid, pidfd = _cluster.fork()
         except BaseException:
             _cluster.release_slot(slot)
@@ -312,7 +311,7 @@ class Primary:
                     message, handle = member.channel.decode_message(payload, fd)
                     heard = member.worker._emit_message(message, handle)
                     if not self._emit("message", member.worker, message, handle) and not heard:
-                        _give_up(handle)
+                        close_handle(handle)  # nobody wants it
         except EOFError:
             self._close_channel(member)
         except (ProtocolError, msgspec.MsgspecError, ValueError) as exception:
@@ -488,21 +487,6 @@ def _is_leaving(member: _Member) -> bool:
 
 def _is_in_use(exception: BaseException) -> bool:
     return isinstance(exception, OSError) and exception.errno == errno.EADDRINUSE
-
-
-def _flush_standard_streams() -> None:
-    """What is buffered here must not be written by the child once more."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-
-
-def _give_up(handle: "MessageHandle | None") -> None:
-    """Nobody wanted it."""
-    if isinstance(handle, int):
-        os.close(handle)
-    elif handle is not None:
-        handle.close()
 
 
 def _send_signal(pidfd: int, number: int) -> None:

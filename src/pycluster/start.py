@@ -6,6 +6,7 @@ an interpreter on spawned.py, and tells it in its environment what a copy would 
 
 import _signal  # type: ignore[import-not-found]
 import atexit
+import contextlib
 import gc
 import os
 import signal
@@ -97,6 +98,13 @@ def spawn(
         process.kill()
         process.wait()
         raise
+
+
+def flush_standard_streams() -> None:
+    """Before a fork: what is buffered here must not be written by the copy once more."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def prepare_copy(env: Mapping[str, str] | None, settings: Settings, stdio: "WorkerStdio") -> None:
