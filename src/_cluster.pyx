@@ -1758,13 +1758,16 @@ cdef char gathered[GATHER_SIZE]
 # before it sleeps: that is while some 10 000 events come in a second, when falling asleep and waking up would take most
 # of a processor, too. Every look lets others have the processor first. When they take it, it is not idle, so that
 # spinning gains nothing; and a spinner queues behind them, where a sleeper that is woken is let in front. So then there
-# is no spinning for a while.
+# is no spinning for a while: a short one after an interruption, twice as long each time that the next one follows soon,
+# so that lasting work of others costs next to nothing, and what passes does not cost half a second of round trips.
 cdef enum:
     SPIN_NS = 100000
     SLOW_YIELD_NS = 2000         # sched_yield alone takes 300 ns, there and back to another process twice this
     SLOW_YIELDS = 8              # one after the other: not an interrupt, now and then
     HOG_NS = 50000               # and once is enough of this
-    CROWD_NS = 500000000         # how long not to spin: with 50 ms, a third of the round trips were lost to other work
+    CROWD_MIN_NS = 1000000       # how long not to spin at first,
+    CROWD_MAX_NS = 500000000     # and at most: with 50 ms, a third of the round trips were lost to lasting work
+    CROWD_SPACING = 8            # the next one follows soon: within so many times the last one's length
     EVENTS_PER_WAIT = 64
 
 
@@ -1774,10 +1777,12 @@ cdef class Poll:
     cdef int epoll
     cdef bint busy               # the last event came soon
     cdef int slow_yields
+    cdef uint64_t crowd_ns
     cdef uint64_t crowded_until_ns
 
     def __init__(self, int epoll):
         self.epoll = epoll
+        self.crowd_ns = CROWD_MIN_NS
 
     def wait(self, timeout):
         """What is ready, as `(fd, events)`; waited for up to `timeout` seconds (None: for ever).
@@ -1825,7 +1830,11 @@ cdef class Poll:
             self.slow_yields = self.slow_yields + 1 if now - before_ns > SLOW_YIELD_NS else 0
             if self.slow_yields >= SLOW_YIELDS or now - before_ns > HOG_NS:
                 self.slow_yields = 0
-                self.crowded_until_ns = now + CROWD_NS
+                if now - self.crowded_until_ns < CROWD_SPACING * self.crowd_ns:
+                    self.crowd_ns = min(2 * self.crowd_ns, <uint64_t>CROWD_MAX_NS)
+                else:
+                    self.crowd_ns = CROWD_MIN_NS
+                self.crowded_until_ns = now + self.crowd_ns
                 end_ns = now  # one more look
 
 
