@@ -64,11 +64,12 @@ class Emitter(EventEmitter):
         Returns:
           Whether there were any.
         """
-        called = self._called.get(event) or self._collect(event)
+        called = self._called.get(event) or (self._collect(event) if event in self._events else ())
         for handler in called:
             self._call(handler, args, kwargs)
-        if not called:
-            self._emit_handle_potential_error(event, args[0] if args else None)
+        if not called and event == "error":
+            error: Any = args[0] if args else None
+            self._report(error)
         return bool(called)
 
     def hears(self, event: str) -> bool:
@@ -107,10 +108,6 @@ class Emitter(EventEmitter):
             self.on_exit(exception)
         except Exception as exception:
             report(exception)
-
-    def _emit_handle_potential_error(self, event: str, error: Any) -> None:
-        if event == "error":
-            self._report(error)
 
 
 def _schedule(coroutine: Any, report: Callable[[Exception], None]) -> None:
