@@ -29,6 +29,14 @@ def exits(facts: list[Fact]) -> list[tuple[int | None, str | None, bool]]:
     return [(fact["code"], fact["signal"], fact["asked"]) for fact in sorted(ends, key=lambda end: int(end["worker"]))]
 
 
+def wait_for_refusal(program: Program) -> None:
+    """The primary runs, both workers are in their ways, and the one that stops itself has stopped."""
+    program.wait_for_all(2, "online")
+    program.wait_for_all(2, "refusing")
+    for fact in program.facts_of("refusing", way="stop"):
+        assert wait_until(functools.partial(is_stopped, fact["pid"]))
+
+
 # ---- The graceful end
 
 
@@ -58,6 +66,7 @@ def test_a_signal_ends_the_cluster_and_answers_in_flight_are_given(
 
 def test_a_signal_ends_workers_that_listen_to_nothing(cluster_program: Programs) -> None:
     program = cluster_program("ends", "waits", "spins")
+    program.wait_for_all(2, "online")
     program.wait_for_all(2, "waiting")
     program.send_signal(signal.SIGTERM)
     ended = program.finish()
@@ -75,7 +84,7 @@ def test_a_signal_that_comes_while_workers_start_ends_them(cluster_program: Prog
 
 def test_workers_may_take_their_time_within_the_graceful_timeout(cluster_program: Programs) -> None:
     program = cluster_program("stubborn", 30, "end later", "end later")
-    program.wait_for_all(2, "refusing")
+    wait_for_refusal(program)
     program.send_signal(signal.SIGTERM)
     ended = program.finish()
     assert len([fact for fact in ended.facts if fact["event"] == "cleaned up"]) == 2
@@ -92,13 +101,6 @@ def test_the_implicit_run_answers_signals_too(cluster_program: Programs) -> None
 
 
 # ---- The forced end
-
-
-def wait_for_refusal(program: Program) -> None:
-    """Both workers are in their ways, and the one that stops itself has stopped."""
-    program.wait_for_all(2, "refusing")
-    for fact in program.facts_of("refusing", way="stop"):
-        assert wait_until(functools.partial(is_stopped, fact["pid"]))
 
 
 @pytest.mark.parametrize("way", ["refuse", "stop"])
