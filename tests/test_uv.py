@@ -65,6 +65,7 @@ def test_an_open_connection_on_uvloop_may_finish_before_its_worker_ends(start: S
 
 
 def stop(program: Program) -> None:
+    program.wait_for("online")  # the primary runs, and answers signals
     program.send_signal(signal.SIGTERM)
     ended = program.finish()
     assert [(fact["code"], fact["signal"]) for fact in ended.facts if fact["event"] == "exit"] == [(0, None)]
