@@ -6,7 +6,6 @@ fact. In a worker the main thread does it. When the test hangs up, all workers a
 """
 
 import _socket
-import asyncio
 import contextlib
 import json
 import os
@@ -22,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from programs import servers, udp_servers, unix_servers
+from programs.answering import answer
 from programs.facts import tell, tell_events
 from pycluster import _cluster, cluster, process
 
@@ -196,7 +195,7 @@ def open_and_close(times: int, name: str = "it", **arguments: Any) -> None:
         sock.settimeout(0.01)
         with contextlib.suppress(TimeoutError):
             for _ in range(3):
-                servers.answer(sock.accept()[0], own_name())
+                answer(sock.accept()[0], own_name())
         close(name)
         listen(name, **arguments)
     close(name)
@@ -204,6 +203,7 @@ def open_and_close(times: int, name: str = "it", **arguments: Any) -> None:
 
 def asyncio_server_comes_and_goes(path: str) -> None:
     """Open and close a server, as asyncio of 3.13 and newer does: it removes a file that it knows of in the end."""
+    import asyncio
 
     async def main() -> None:
         sock = socket.socket(socket.AF_UNIX)
@@ -340,6 +340,8 @@ def drop() -> int:
 
 def serve(kind: str, where: int | str) -> None:
     """Run one of servers.py, unix_servers.py or udp_servers.py, for ever."""
+    from programs import servers, udp_servers, unix_servers  # only here: they import much, and most puppets need none
+
     [function] = [vars(module)[kind] for module in (servers, unix_servers, udp_servers) if kind in vars(module)]
     function(where, own_name())
 
@@ -354,7 +356,7 @@ def serve_in_a_thread(name: str = "it") -> None:
             while True:
                 connection, _ = sock.accept()
                 with contextlib.suppress(ConnectionError):
-                    servers.answer(connection, own_name())
+                    answer(connection, own_name())
 
     threading.Thread(target=answer_all, daemon=True).start()
 

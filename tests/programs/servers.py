@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from socket import socket as early_socket
 from typing import Any
 
+from programs.answering import answer
+
 HOST = "127.0.0.1"
 
 
@@ -175,13 +177,6 @@ def uvloop_keep_alive(port: int, text: str) -> None:
     import uvloop
 
     uvloop.run(_connections(port, text))
-
-
-def answer(connection: socket.socket, text: str) -> None:
-    with connection, connection.makefile("rb") as lines:
-        while lines.readline().strip():
-            pass
-        connection.sendall(text.encode())
 
 
 def accept_loop(port: int, text: str) -> None:

@@ -8,7 +8,8 @@ import socketserver
 import stat
 from collections.abc import Callable
 
-from programs.servers import _answer_stream, answer
+from programs.answering import answer
+from programs.servers import _answer_stream
 
 
 def _unix(server_class: type[socketserver.UnixStreamServer], path: str, text: str) -> None:
