@@ -74,6 +74,8 @@ async def later() -> None:
     while True:  # until the primary, too, has closed it
         try:
             (await asyncio.open_connection(HOST, port))[1].close()
+        except ConnectionResetError:
+            pass  # it was closed with this connection in its backlog
         except ConnectionRefusedError:
             break
     async with await loop.create_server(Answer, HOST, port) as again:
