@@ -205,4 +205,6 @@ def refuses(function: Callable[[], object]) -> bool:
         function()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        pass  # it was closed with this connection in its backlog
     return False
