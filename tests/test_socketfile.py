@@ -418,7 +418,7 @@ def test_a_worker_that_drains_waits_for_its_open_connection(start: Start, path: 
         cluster.do(1, "accept", keep=True)
         cluster.do(0, "disconnect", worker=1)
         assert wait_until(lambda: is_closed(path))
-        assert cluster.do(1, "drop") == 1
+        cluster.do(1, "drop")
         assert read_all(client) == b"worker 1"
     assert cluster.wait_for_exit(1) == (0, None)
 

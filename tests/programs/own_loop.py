@@ -15,6 +15,7 @@ if cluster.is_primary:
     cluster.fork()
     readable, _, _ = select.select([cluster.fileno()], [], [], 0)
     tell("pending", pending=bool(readable))
+    os.write(writer, b"mine")
     rounds = 0
     while cluster.workers:
         readable, _, _ = select.select([cluster.fileno(), reader], [], [], 10)
@@ -23,8 +24,6 @@ if cluster.is_primary:
             tell("pipe", text=os.read(reader, 10).decode())
         if cluster.fileno() in readable:
             cluster.dispatch()
-            if cluster.workers and rounds < 3:
-                os.write(writer, b"mine")
     tell("over", idle=select.select([cluster.fileno()], [], [], 0)[0] == [], few=rounds < 30)
     started = time.monotonic()
     cluster.dispatch()

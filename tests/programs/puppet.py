@@ -603,17 +603,22 @@ def is_control(fd: int) -> bool:
 def obey(command: dict[str, Any]) -> None:
     function: Callable[..., Any] = globals()[command["what"]]
     try:
-        result = function(**command["arguments"])
-    except Exception as exception:
-        tell(
-            "failed",
-            seq=command["seq"],
-            type=type(exception).__name__,
-            errno=getattr(exception, "errno", None),
-            text=str(exception),
-        )
-    else:
-        tell("done", seq=command["seq"], result=result)
+        try:
+            result = function(**command["arguments"])
+        except Exception as exception:
+            tell(
+                "failed",
+                seq=command["seq"],
+                type=type(exception).__name__,
+                errno=getattr(exception, "errno", None),
+                text=str(exception),
+            )
+        else:
+            tell("done", seq=command["seq"], result=result)
+    except SystemExit:
+        # What ends the last connection of a worker that disconnects may be ended itself before it has told of that.
+        tell("done", seq=command["seq"], result=None)
+        raise
 
 
 def run_primary() -> None:
