@@ -1,4 +1,4 @@
-"""Libraries that do not accept through socket.socket's methods: adapted in a worker, once they are imported.
+"""Libraries that need more in a worker than socket.socket's methods: adapted there, once they are imported.
 
 Nothing is imported for its own sake: what a worker never uses costs it nothing.
 """
@@ -22,8 +22,15 @@ def _uvloop(module: ModuleType) -> None:
     uv.share_ports(module)
 
 
+def _uvicorn(module: ModuleType) -> None:
+    from . import asgi
+
+    asgi.end_with_worker(module)
+
+
 _ADAPTERS: dict[str, Callable[[ModuleType], None]] = {
     "asyncio.selector_events": _asyncio,
+    "uvicorn.server": _uvicorn,
     "uvloop": _uvloop,
 }
 

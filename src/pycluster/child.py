@@ -55,7 +55,12 @@ class _Waiter:
 
 
 class Child:
-    """The role of a process that is a worker."""
+    """The role of a process that is a worker.
+
+    Attributes:
+      quiet: set once the script is about to end: this worker disconnects and has accepted all that is its own, or has
+        lost its primary, or a handler has called sys.exit().
+    """
 
     def __init__(
         self,
@@ -88,6 +93,7 @@ class Child:
         self._request_lock = threading.Lock()
         self._draining = False
         self._said_drained = False
+        self.quiet = threading.Event()
         self._unheard: deque[tuple[object, Handle | None]] = deque()
         for emitter in (self.worker, self.worker.process):
             emitter.on_listener = self._on_listener
@@ -255,7 +261,10 @@ class Child:
     def _drain(self) -> float | None:
         """Say Drained once everything is done. Returns in how many seconds to look again."""
         # In this order, or a connection could pass from one place to the next behind our back.
-        opened = self._silence_listeners() + _cluster.undelivered() + _cluster.sweep()
+        undelivered = self._silence_listeners() + _cluster.undelivered()
+        if undelivered == 0:
+            self.quiet.set()
+        opened = undelivered + _cluster.sweep()
         opened = opened or descriptors.open_connections()
         if opened or self._channel.backlogged:
             return DRAIN_SWEEP_S
@@ -363,6 +372,7 @@ class Child:
         self.worker._step("closed")
         self._channel.close()
         self._closed.set()
+        self.quiet.set()
         for seq in list(self._waiters):
             self._give_up(seq)
         self.worker.process.emit("disconnect")
@@ -375,6 +385,7 @@ class Child:
     def _on_exit(self, exception: SystemExit) -> None:
         """A handler has called sys.exit(): it ends the script, as process.exit() in a handler does in Node.js."""
         self._ending = self._ending or exception
+        self.quiet.set()
         self.defer(self._end_script)
 
     def _end_script(self) -> None:

@@ -1,0 +1,59 @@
+"""uvicorn in a worker: its server ends by itself when the worker disconnects, with its lifespan's shutdown.
+
+The SystemExit that ends other scripts would cancel the lifespan, which then says so with a traceback. uvicorn's signal
+handlers, that would end the server before its worker has accepted all that is its own, leave Ctrl-C to the primary.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from .child import END_SIGNAL
+from .cluster import cluster
+
+
+def end_with_worker(module: ModuleType) -> None:
+    """Replace methods of `uvicorn.Server` in this worker. Idempotent."""
+    server_class: Any = module.Server
+    if not hasattr(server_class, "capture_signals") or server_class.capture_signals.__module__ == __name__:
+        return  # before 0.29 a server installed its handlers in another way
+    plain_on_tick = server_class.on_tick
+    plain_handle_exit = server_class.handle_exit
+    plain_capture_signals = server_class.capture_signals
+    assert cluster._child is not None
+    quiet = cluster._child.quiet
+
+    async def on_tick(self: Any, counter: int) -> bool:
+        # One tick (0.1 s) later, so that what was accepted last can say its request: uvicorn closes what has not.
+        ends = getattr(self, "_pycluster_ends", False)
+        self._pycluster_ends = quiet.is_set()
+        return ends or bool(await plain_on_tick(self, counter))
+
+    def handle_exit(self: Any, number: int, frame: Any) -> None:
+        if number != signal.SIGINT:
+            plain_handle_exit(self, number, frame)
+
+    @contextlib.contextmanager
+    def capture_signals(self: Any) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            with plain_capture_signals(self):
+                yield
+            return
+        previous = signal.signal(END_SIGNAL, _do_nothing)
+        try:
+            with plain_capture_signals(self):
+                yield
+        finally:
+            signal.signal(END_SIGNAL, previous)
+            signal.raise_signal(END_SIGNAL)  # the end that was kept away so far
+
+    server_class.on_tick = on_tick
+    server_class.handle_exit = handle_exit
+    server_class.capture_signals = capture_signals
+
+
+def _do_nothing(number: int, frame: object) -> None:
+    pass
