@@ -60,7 +60,6 @@ class Cluster(Emitter):
         self._has_hooks = False
         self._runs_at_exit = False
         self._has_run = False
-        self._signalled = False
         self._listens_on_port_0 = 0
 
     # The role
@@ -228,19 +227,10 @@ class Cluster(Emitter):
     @contextlib.contextmanager
     def _running(self, primary: Primary) -> Any:
         self._has_run = True
-        self._signalled = False
-        with handling(lambda number, frame: primary.defer(self._on_stop_signal), primary.wakeup_fd):
+        primary.stopping = False
+        with handling(lambda number, frame: primary.defer(primary.stop), primary.wakeup_fd):
             yield
             primary.close_listeners()
-
-    def _on_stop_signal(self) -> None:
-        primary = self._as_primary("run")
-        if self._signalled:
-            primary.kill_all()
-            return
-        self._signalled = True
-        primary.disconnect_all(None)
-        primary.kill_all_later(self._settings.graceful_timeout)
 
     def _run_implicitly(self) -> None:
         """At the end of the primary's script, as in Node.js; not when an exception has ended it."""

@@ -99,14 +99,23 @@ def open_listener(address: Address, backlog: int | None, index: int | None) -> s
             else:
                 sock.bind(resolved)
     else:
-        path = os.fsencode(address)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with _closed_on_failure(sock):
-            if _is_shared(sock, path):
-                _bind_shared(sock, path, over_stale=True)
-            else:
-                bind_path(sock, path, over_stale=True)
+        sock = open_unix(os.fsencode(address))
     return _listening(sock, backlog)
+
+
+def open_unix(path: bytes) -> socket.socket:
+    """Open a Unix socket that is bound and does not listen yet, in the place of a stale file; in a worker a shared one.
+
+    Raises:
+      OSError: of socket(2), bind(2), or unlink(2).
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _closed_on_failure(sock):
+        if _is_shared(sock, path):
+            _bind_shared(sock, path, over_stale=True)
+        else:
+            bind_path(sock, path, over_stale=True)
+    return sock
 
 
 def open_descriptor(fd: int, backlog: int | None) -> socket.socket:

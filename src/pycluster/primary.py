@@ -65,7 +65,12 @@ class _Member:
 
 
 class Primary:
-    """The role of the process that forks."""
+    """The role of the process that forks.
+
+    Attributes:
+      stopping: whether a signal has asked for the end.
+      on_stop: is told of such a signal, and whether there was one before.
+    """
 
     def __init__(
         self,
@@ -93,6 +98,9 @@ class Primary:
         self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
         self._listeners = Listeners(self._loop.call_later)
         self._disconnect_callbacks: list[Callable[[], object]] = []
+        self._timers = 0
+        self.stopping = False
+        self.on_stop: Callable[[bool], object] | None = None
 
     # Forking
 
@@ -204,7 +212,7 @@ class Primary:
 
     def dispatch_to_the_end(self) -> None:
         """See `Cluster.run`."""
-        while self._members or self._loop.pending:
+        while self._members or not self.finished:
             self._loop.run_once(None)
 
     def defer(self, function: Callable[[], object]) -> None:
@@ -221,10 +229,31 @@ class Primary:
         except Exception as exception:
             self._report(exception)
 
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Run a function in the first dispatch after so many seconds; the cluster goes on till then, unless stopped."""
+        self._timers += 1
+
+        def call() -> None:
+            self._timers -= 1
+            function()
+
+        self._loop.call_later(seconds, call)
+
     @property
     def finished(self) -> bool:
-        """Whether no worker is left, and nothing is to be told."""
-        return not self._members and not self._loop.pending
+        """Whether no worker is left, nothing is to be told, and nothing is to be called later."""
+        return not self._members and not self._loop.pending and (self.stopping or not self._timers)
+
+    def stop(self) -> None:
+        """A signal asks for the end: disconnect all, and kill what is left later; at once, when it asks again."""
+        forced, self.stopping = self.stopping, True
+        if self.on_stop is not None:
+            self.on_stop(forced)
+        if forced:
+            self.kill_all()
+        else:
+            self.disconnect_all(None)
+            self.kill_all_later(self.settings.graceful_timeout)
 
     def close_listeners(self) -> None:
         """Close the listeners: no worker is left."""

@@ -51,3 +51,10 @@ def as_signal(value: int | str) -> signal.Signals | int:
     if isinstance(value, int) and value in signal.valid_signals():
         return value
     raise ValueError(f"{value!r} is no signal; use signal.SIGTERM, or its name")
+
+
+def name_of(number: int) -> str:
+    """The signal as people call it; a real-time signal without a name by its number."""
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
