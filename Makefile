@@ -18,7 +18,7 @@ help: ## list the targets
 build: $(BUILT) ## compile the core and install the package, editable, in a virtual environment
 
 test: build lint ## run the linters, then the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: build ## ruff, mypy, cython-lint, and the stubs against the built core
 	$(BIN)/ruff check .

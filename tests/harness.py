@@ -25,7 +25,11 @@ from typing import IO, Any, NamedTuple
 TESTS = pathlib.Path(__file__).resolve().parent
 PROGRAMS = TESTS / "programs"
 SHARED_MEMORY = pathlib.Path("/dev/shm")
-COMPILED = tempfile.TemporaryDirectory(prefix="pycluster-tests-")
+# Where programs find compiled modules: one place for all processes of pytest-xdist, which the first one makes.
+_COMPILED = "TESTS_COMPILED"
+_made = None if _COMPILED in os.environ else tempfile.TemporaryDirectory(prefix="pycluster-tests-")
+if _made is not None:
+    os.environ[_COMPILED] = _made.name
 
 # For what takes milliseconds. A noisy machine with two cores may take seconds; a broken program takes for ever.
 PATIENCE_S = 15.0
@@ -85,7 +89,7 @@ class Program:
             "PYTHONPATH": path,
             # Compiled once, whatever the environment says, and away from the sources: it halves the start of a program.
             "PYTHONDONTWRITEBYTECODE": "",
-            "PYTHONPYCACHEPREFIX": COMPILED.name,
+            "PYTHONPYCACHEPREFIX": os.environ[_COMPILED],
             **(env or {}),
         }
         if terminal:
@@ -346,13 +350,16 @@ def free_port() -> int:
     """
     first_of_clients = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
-        port = random.randrange(10_000, max(first_of_clients, 20_000))
+        port = random.randrange(10_000 + _process, max(first_of_clients, 20_000), _processes)
         if port not in _given and not _is_taken(port):
             _given.add(port)
             return port
 
 
 _given: set[int] = set()
+# The processes of pytest-xdist share the ports out.
+_process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 def _is_taken(port: int) -> bool:

@@ -478,7 +478,11 @@ def recursive() -> list[Any]:
     return loop
 
 
-@pytest.mark.parametrize("message", [object(), 2**65, recursive(), {"a": [lambda: None]}], ids=repr)
+@pytest.mark.parametrize(
+    "message",
+    [object(), 2**65, recursive(), {"a": [lambda: None]}],
+    ids=["an object", "a large number", "a list in itself", "a function"],
+)
 def test_what_cannot_be_encoded_is_a_type_error_and_nothing_is_sent(message: object) -> None:
     with channels() as (left, right):
         with left.channel._sock.dup() as handle:
