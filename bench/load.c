@@ -112,7 +112,7 @@ struct loader { /* all that a thread owns; nothing is shared while it runs */
     uint64_t sequence;
     uint64_t begin_ns, count_from_ns, count_until_ns, last_ns;
     bool stopping;
-    uint64_t requests, connects, errors[ERRORS], latency_max, latency_count;
+    uint64_t completed, requests, connects, errors[ERRORS], latency_max, latency_count;
     uint64_t latency[BUCKETS];
     struct name names[NAMES];
 };
@@ -396,6 +396,7 @@ static enum verdict http_verdict(const struct connection *c, bool eof, struct sl
 
 static void complete(struct loader *l, struct connection *c, enum verdict verdict, struct slice name, uint64_t now)
 {
+    l->completed++;
     if (counts(l, now)) {
         l->requests++;
         l->last_ns = now;
@@ -568,9 +569,9 @@ static void report(const struct loader *sum)
     double cpu = (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec)
                  + (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
     /* cpu_seconds near threads * elapsed_seconds: this program was the bottleneck, not the server */
-    printf("{\"requests\": %llu, \"seconds\": %.6f, \"rate\": %.3f, \"connects\": %llu,\n",
+    printf("{\"requests\": %llu, \"seconds\": %.6f, \"rate\": %.3f, \"connects\": %llu, \"completed\": %llu,\n",
            (unsigned long long)sum->requests, seconds, seconds > 0 ? (double)sum->requests / seconds : 0,
-           (unsigned long long)sum->connects);
+           (unsigned long long)sum->connects, (unsigned long long)sum->completed);
     printf(" \"elapsed_seconds\": %.6f, \"cpu_seconds\": %.6f, \"last_errno\": %d,\n \"errors\": {",
            (double)(now_ns() - sum->begin_ns) / 1e9, cpu, sum->last_errno);
     for (int i = 0; i < ERRORS; i++)
@@ -593,6 +594,7 @@ static void report(const struct loader *sum)
 
 static void merge(struct loader *sum, const struct loader *l)
 {
+    sum->completed += l->completed;
     sum->requests += l->requests;
     sum->connects += l->connects;
     sum->latency_count += l->latency_count;

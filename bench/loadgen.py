@@ -77,14 +77,16 @@ class Latency:
 class Load:
     """What the client saw.
 
-    ``requests``, ``latency`` and ``shares`` leave the warm-up out; ``errors`` never does, and ``connects``
-    counts every attempt. ``shares`` maps whoever answered to how often; it is empty without ``identify``.
+    ``requests``, ``latency`` and ``shares`` leave the warm-up out; ``errors`` never does, ``connects`` counts every
+    attempt, and ``completed`` every answer: what the server's processor time was spent on. ``shares`` maps whoever
+    answered to how often; it is empty without ``identify``.
     """
 
     requests: int
     seconds: float
     rate: float
     connects: int
+    completed: int
     elapsed_seconds: float
     cpu_seconds: float
     last_errno: int
