@@ -1,7 +1,6 @@
-"""Runs ``load.c``, the client of the benchmarks, and gives its figures back as typed values.
+"""Runs ``load/load.c``, the client of the benchmarks, and gives its figures back as typed values.
 
-Owns the compiled program (``build/bench/load``, made again when the source is newer). Called by the other
-files here and by whoever wants load in a test; knows nothing about the server. Alone it is a command line::
+Called by the other files here and by whoever wants load in a test; knows nothing about the server. Alone it is a command line::
 
     python bench/loadgen.py --port 8000 --seconds 3 --mode http --identify
 """
@@ -9,21 +8,17 @@ files here and by whoever wants load in a test; knows nothing about the server. 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
-SOURCE = Path(__file__).resolve().with_name("load.c")
-FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")
-COMPILE_TIMEOUT_S = 60.0
+import native
+
+SOURCE = native.BENCH / "load" / "load.c"
 SPARE_S = 15.0  # on top of all that the client may take: a crowded machine starts a process late
 SLOWEST_RATE = 500  # requests/s; no server measured here is slower, so a count of requests ends by then
 
@@ -32,12 +27,14 @@ class Options(TypedDict, total=False):
     """What to send, and how. The defaults are those of ``load.c``."""
 
     host: str  # IPv4; 127.0.0.1
-    clients: int  # connections at a time; 64
+    clients: int  # connections at a time; 64. In an open loop: at most so many
+    rate: float  # requests/s of an open loop, with seconds; by default a closed loop
     seconds: float  # how long to count, after the warm-up; this or requests
     requests: int  # how many
     mode: Literal["echo", "http"]  # echo
     keepalive: bool  # many requests on a connection; otherwise each has one of its own
     identify: bool  # count answers by who gave them: the line after the echo, or the first line of the body
+    slow: float  # the part of the requests, at random, that asks to be slow; 0
     size: int  # bytes of an echo request, 1 to 64; 1
     path: str  # of an HTTP request; /
     warmup_s: float  # before counting begins; 0
@@ -48,6 +45,8 @@ class Options(TypedDict, total=False):
 LETTERS = {
     "host": "-H",
     "clients": "-c",
+    "rate": "-r",
+    "slow": "-s",
     "seconds": "-d",
     "requests": "-n",
     "mode": "-m",
@@ -63,7 +62,10 @@ LETTERS = {
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Microseconds to the first byte of the answer: from connect(), or with keep-alive from the send."""
+    """Microseconds to the first byte of the answer.
+
+    From connect(); with keep-alive from the send; in an open loop from when the request was scheduled.
+    """
 
     count: int
     p50: float
@@ -92,6 +94,7 @@ class Load:
     last_errno: int
     errors: Mapping[str, int]
     latency: Latency
+    histogram: Sequence[tuple[float, int]]  # microseconds, how many; to 3 %
     shares: Mapping[str, int]
 
     @property
@@ -141,47 +144,8 @@ def command(port: int, **options: Unpack[Options]) -> list[str]:
 
 
 def build() -> Path:
-    """Compile ``load.c`` if need be.
-
-    Returns:
-      The program's path.
-
-    Raises:
-      RuntimeError: there is no C compiler, or it reports an error.
-    """
-    program = _cache_directory() / "load"
-    if program.exists() and program.stat().st_mtime > SOURCE.stat().st_mtime:
-        return program
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        raise RuntimeError("bench/load.c needs a C compiler: install cc, or name one in the variable CC")
-    # Compiled beside the final name and moved there: a benchmark started meanwhile never runs half a file.
-    descriptor, name = tempfile.mkstemp(prefix="load-", dir=program.parent)
-    os.close(descriptor)
-    half = Path(name)
-    try:
-        words = [*compiler.split(), *FLAGS, "-o", name, str(SOURCE)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
-        if done.returncode != 0:
-            raise RuntimeError(f"{compiler} could not compile {SOURCE}:\n{done.stderr}")
-        half.replace(program)
-    finally:
-        half.unlink(missing_ok=True)
-    return program
-
-
-def _cache_directory() -> Path:
-    directory = SOURCE.parent.parent / "build" / "bench"
-    with contextlib.suppress(OSError):
-        directory.mkdir(parents=True, exist_ok=True)
-    if os.access(directory, os.W_OK):
-        return directory
-    # A read-only checkout. One directory per user, since another user's program must not be run.
-    directory = Path(tempfile.gettempdir()) / f"pycluster-bench-{os.getuid()}"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    if directory.stat().st_uid != os.getuid():
-        raise RuntimeError(f"{directory} belongs to somebody else; remove it or set TMPDIR")
-    return directory
+    """Compile it if need be; see :func:`native.compiled`."""
+    return native.compiled(SOURCE, *SOURCE.parent.glob("*.h"))
 
 
 def main() -> int:
@@ -193,6 +157,8 @@ def main() -> int:
     amount = parser.add_mutually_exclusive_group(required=True)
     amount.add_argument("--seconds", type=float)
     amount.add_argument("--requests", type=int)
+    parser.add_argument("--rate", type=float, help="requests/s of an open loop, with --seconds")
+    parser.add_argument("--slow", type=float, default=0.0, help="the part of the requests that asks to be slow")
     parser.add_argument("--mode", choices=("echo", "http"), default="echo")
     parser.add_argument("--keepalive", action="store_true")
     parser.add_argument("--identify", action="store_true")
