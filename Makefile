@@ -6,14 +6,16 @@ WERROR ?= -Werror
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUILT := build/built-in-$(notdir $(VENV))
+PEERS := $(VENV)/.peers
+MICRO := bench/micro --benchmark-enable --benchmark-only --benchmark-storage=build/bench/micro --timeout=300
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test lint bench docs wheel clean
+.PHONY: help build test lint bench bench-quick bench-micro bench-compare docs wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: $(BUILT) ## compile the core and install the package, editable, in a virtual environment
 
@@ -27,8 +29,17 @@ lint: build ## ruff, mypy, cython-lint, and the stubs against the built core
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint src/_cluster.pyx src/_linux.pxd
 	$(BIN)/stubtest --ignore-disjoint-bases pycluster._cluster
 
-bench: build ## compare the primary's round robin with the kernel's choice
-	$(BIN)/python bench/balance.py
+bench: build $(PEERS) ## compare round robin, the kernel's choice and peers; writes docs/bench (about 15 minutes)
+	$(BIN)/python bench/balance.py --full --json build/bench/results.json --docs docs/bench
+
+bench-quick: build $(PEERS) ## the same in a few minutes, to see that all works; writes build/bench/quick
+	$(BIN)/python bench/balance.py --full --quick --json build/bench/quick.json --docs build/bench/quick
+
+bench-micro: build ## measure what takes microseconds, and save it as what bench-compare compares with
+	$(BIN)/python -m pytest $(MICRO) --benchmark-autosave
+
+bench-compare: build ## measure the same again, and compare it with what was saved last
+	$(BIN)/python -m pytest $(MICRO) --benchmark-compare --benchmark-compare-fail=median:25%
 
 docs: build ## write the API reference from the docstrings
 	$(BIN)/python docs/make_reference.py
@@ -47,6 +58,13 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	    print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
 	$(BIN)/pip install --quiet --upgrade -r $(VENV)/requirements.txt
+	touch $@
+
+# What the benchmarks compare with. They skip what is not there.
+$(PEERS): pyproject.toml $(INSTALLED)
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	    print(*p["optional-dependencies"]["bench"], sep="\n")' > $(VENV)/peers.txt
+	$(BIN)/pip install --quiet -r $(VENV)/peers.txt
 	touch $@
 
 # The flag goes into CPPFLAGS because setuptools appends those, while CFLAGS replace the interpreter's own.

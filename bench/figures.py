@@ -1,9 +1,12 @@
-"""What is computed from what was seen: shares and how even they are, medians and spreads."""
+"""What is computed from what was seen: how even shares are, medians and spreads, distributions."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+
+Histogram = Sequence[tuple[float, int]]  # value, how many
 
 
 def shares(answers: Mapping[str, int], workers: int) -> list[float]:
@@ -32,3 +35,23 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
     """The median, and the smallest and largest."""
     known = list(values)
     return f"{median(known):.{digits}f} ({min(known):.{digits}f}..{max(known):.{digits}f})" if known else ""
+
+
+def merged(histograms: Iterable[Histogram]) -> list[tuple[float, int]]:
+    """All values together, smallest first. The same client made them, so equal buckets have equal middles."""
+    total: Counter[float] = Counter()
+    for histogram in histograms:
+        for value, count in histogram:
+            total[value] += count
+    return sorted(total.items())
+
+
+def cumulative(histogram: Histogram) -> tuple[list[float], list[float]]:
+    """The distribution function of a histogram: values, and the part that is not above each."""
+    total = sum(count for _, count in histogram)
+    values, parts, seen = [], [], 0
+    for value, count in histogram:
+        seen += count
+        values.append(value)
+        parts.append(seen / total)
+    return values, parts

@@ -1,6 +1,7 @@
 """Runs ``load/load.c``, the client of the benchmarks, and gives its figures back as typed values.
 
-Called by the other files here and by whoever wants load in a test; knows nothing about the server. Alone it is a command line::
+Called by the other files here and by whoever wants load in a test; knows nothing about the
+server. Alone it is a command line::
 
     python bench/loadgen.py --port 8000 --seconds 3 --mode http --identify
 """

@@ -67,14 +67,10 @@ class Running:
     def cpu(self) -> Cpu:
         """What it has taken so far. What a process has used that is gone by now is missing."""
         workers_s = 0.0
-        for pid in self._pids():
+        for pid in _living(self._process.pid):
             if pid != self._process.pid:
                 workers_s += cpu_seconds(pid)
         return Cpu(cpu_seconds(self._process.pid), workers_s)
-
-    def _pids(self) -> list[int]:
-        """Its processes: those of its session."""
-        return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _session(entry) == self._process.pid]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -89,12 +85,19 @@ def cpu_seconds(pid: int) -> float:
         return 0.0
 
 
-def _session(pid: str) -> int:
-    try:
-        # The name of the program, in parentheses, may hold anything.
-        return int(Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[3])
-    except OSError:
-        return -1
+def _living(session: int) -> list[int]:
+    """The processes of a session, without those that are dead and only wait to be reaped."""
+    pids = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                # The name of the program, in parentheses, may hold anything.
+                state, _, _, its_session, *_ = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(its_session) == session and state != "Z":
+                pids.append(int(entry))
+    return pids
 
 
 @contextlib.contextmanager
@@ -152,16 +155,14 @@ def _end(process: subprocess.Popen[bytes], may_fail: bool) -> str:
     return problem
 
 
-def _is_gone_within(group: int, seconds: float) -> bool:
-    """Whether no process of the group is left, soon."""
+def _is_gone_within(session: int, seconds: float) -> bool:
+    """Whether no process of the session is left, soon."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
+    while _living(session):
+        if time.monotonic() > end:
+            return False
         time.sleep(PAUSE_S)
-    return False
+    return True
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], name: str, port: int, lines: int) -> None:

@@ -1,0 +1,239 @@
+"""Draws what balance.py has measured: shares of the workers, latencies, throughput against workers, HTTP servers.
+
+    python bench/plot.py build/bench/results.json --to docs/bench [--format png]
+
+A variant has the same colour in all pictures. What was not measured is not drawn: a picture without data is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+import figures
+from results import Cell, Results, Traffic, read
+from variants import VARIANTS
+
+CLOSED = Traffic()
+ENGINES = ("asyncio", "uvloop", "blocking")
+MIXES = ("uniform", "mixed")
+NAMES = {"shared": "shared socket", "reuseport": "SO_REUSEPORT", "rr": "pycluster rr", "none": "pycluster none"}
+SHARES_OF = 8  # workers, if they were measured
+QUANTILES = (0.0, 0.5, 0.9, 0.99, 0.999)
+HIGHEST = 0.9995  # above it there are too few requests
+NARROWEST = 7.8  # inches: the headlines and the legend need them
+STYLE: Any = {
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "font.size": 9,
+    "grid.color": "#e5e5e5",
+    "legend.frameon": False,
+    "svg.hashsalt": "pycluster",  # the same picture of the same figures is the same file
+}
+
+
+def draw(results: Results, directory: Path, kind: str = "svg") -> list[Path]:
+    """Draw all that there is data for.
+
+    Returns:
+      The files, in the order in which to show them.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    with plt.rc_context(STYLE):
+        for name, picture in (
+            ("shares", shares(results)),
+            ("throughput", throughput(results)),
+            ("latency", latency(results)),
+            ("servers", servers(results)),
+        ):
+            if picture is not None:
+                file = directory / f"{name}.{kind}"
+                picture.savefig(file, dpi=130, metadata={"Date": None} if kind == "svg" else {})
+                plt.close(picture)
+                drawn.append(file)
+    return drawn
+
+
+def shares(results: Results) -> Any:
+    """A panel for each variant: a bar for each worker, largest first, and a line where all would be even."""
+    blocks = [b for b in results.blocks() if b[0].traffic.connections == "fresh" and b[0].engine != "app"]
+    if not blocks:
+        return None
+    block = blocks[0]
+    counts = sorted({cell.workers for cell in block})
+    workers = SHARES_OF if SHARES_OF in counts else counts[-1]
+    cells = [cell for cell in block if cell.workers == workers]
+    picture, panels = plt.subplots(1, len(cells), figsize=(max(2.1 * len(cells), NARROWEST), 2.9), sharey=True, squeeze=False)
+    for panel, cell in zip(panels[0], cells, strict=True):
+        parts = cell.shares[::-1]
+        panel.bar(range(1, workers + 1), [part * 100 for part in parts], color=_color(cell), width=0.8)
+        panel.axhline(100 / workers, color="#333333", linewidth=0.9, linestyle=(0, (4, 3)))
+        panel.set_title(f"{_name(cell)}\n{parts[0]:.1%} … {parts[-1]:.1%}")
+        panel.set_xlabel("worker, busiest first")
+        panel.xaxis.set_major_locator(FixedLocator([1, workers]))
+        panel.grid(visible=False, axis="x")
+    panels[0][0].set_ylabel("share of the connections, %")
+    _headline(
+        picture, f"Who gets the connections: {workers} workers, {block[0].engine} {block[0].protocol}, closed loop"
+    )
+    return picture
+
+
+def throughput(results: Results) -> Any:
+    """A panel for each engine: a line for each variant against the number of workers, and its range."""
+    blocks = {b[0].engine: b for b in results.blocks() if b[0].protocol == "echo" and b[0].traffic == CLOSED}
+    engines = [engine for engine in ENGINES if engine in blocks]
+    if not engines:
+        return None
+    picture, panels = plt.subplots(1, len(engines), figsize=(max(3.6 * len(engines), NARROWEST), 3.7), squeeze=False)
+    for panel, engine in zip(panels[0], engines, strict=True):
+        first = blocks[engine][0].variant
+        counts = sorted({cell.workers for cell in blocks[engine] if cell.variant == first})
+        for name in _variants(blocks[engine]):
+            cells = [cell for cell in blocks[engine] if cell.variant == name and cell.workers in counts]
+            x = [cell.workers for cell in cells]
+            rates = [[r.rate / 1000 for r in cell.rounds] for cell in cells]
+            if cells:
+                color = _color(cells[0])
+                panel.plot(
+                    x, [median(r) for r in rates], color=color, marker="o", markersize=3.5, label=_name(cells[0])
+                )
+                panel.fill_between(x, [min(r) for r in rates], [max(r) for r in rates], color=color, alpha=0.13, lw=0)
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_locator(FixedLocator(counts))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        panel.set_ylim(bottom=0)
+        panel.set_title("blocking accept loop" if engine == "blocking" else engine)
+        panel.set_xlabel("workers")
+    panels[0][0].set_ylabel("thousand connections/s")
+    _headline(picture, "Throughput: 1-byte echo, one connection per request, closed loop (line: median, band: range)")
+    _legend(picture, panels[0])
+    return picture
+
+
+def latency(results: Results) -> Any:
+    """The distribution of the time to the first byte in open loops: columns are engines, rows the mix of requests."""
+    opened = [cell for cell in results.cells if cell.traffic.arrivals == "open" and cell.histogram]
+    engines = [engine for engine in ENGINES if any(cell.engine == engine for cell in opened)]
+    mixes = [mix for mix in MIXES if any(cell.traffic.mix == mix for cell in opened)]
+    if not engines:
+        return None
+    workers = max(cell.workers for cell in opened)
+    size = (max(3.6 * len(engines), NARROWEST), 2.9 * len(mixes) + 0.8)
+    picture, panels = plt.subplots(len(mixes), len(engines), figsize=size, sharey=True, sharex="row", squeeze=False)
+    for row, mix in zip(panels, mixes, strict=True):
+        for panel, engine in zip(row, engines, strict=True):
+            cells = [c for c in opened if (c.engine, c.traffic.mix, c.workers) == (engine, mix, workers)]
+            for cell in cells:
+                _draw_distribution(panel, cell)
+            panel.set_xscale("log")
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.yaxis.set_major_locator(FixedLocator([_height(part) for part in QUANTILES]))
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * (1 - 10**-value):.4g} %"))
+            panel.set_ylim(0, _height(HIGHEST))
+            offered = f", {cells[0].offered:.0f} requests/s" if cells else ""
+            panel.set_title(f"{engine}, {mix}{offered}")
+        row[0].set_ylabel("requests answered within")
+    for panel in panels[-1]:
+        panel.set_xlabel("ms from the scheduled time to the first byte")
+    _headline(
+        picture, f"Latency: {workers} workers, open loop at half load; mixed: 5 % of requests hold a worker 50 ms"
+    )
+    _legend(picture, panels[0])
+    return picture
+
+
+def servers(results: Results) -> Any:
+    """HTTP servers: their rate, with its range, for each number of workers."""
+    blocks = [b for b in results.blocks() if b[0].engine == "app" and b[0].traffic.arrivals == "closed"]
+    if not blocks:
+        return None
+    counts = sorted({cell.workers for cell in blocks[0]})
+    rows = len(_variants(blocks[0]))
+    size = (max(5 * len(counts), NARROWEST), 0.36 * rows + 1.5)
+    picture, panels = plt.subplots(1, len(counts), figsize=size, sharey=True, sharex=True, squeeze=False)
+    for panel, workers in zip(panels[0], counts, strict=True):
+        cells = [cell for cell in blocks[0] if cell.workers == workers][::-1]
+        rates = [[r.rate / 1000 for r in cell.rounds] for cell in cells]
+        middles = [median(r) for r in rates]
+        ranges = [[m - min(r) for m, r in zip(middles, rates, strict=True)]]
+        ranges.append([max(r) - m for m, r in zip(middles, rates, strict=True)])
+        colors = [_color(cell) if "pycluster" in cell.variant else "#b0b0b0" for cell in cells]
+        panel.barh([_name(cell) for cell in cells], middles, xerr=ranges, color=colors, ecolor="#555555", height=0.7)
+        panel.set_title(f"{workers} workers")
+        panel.set_xlabel("thousand requests/s")
+        panel.grid(visible=False, axis="y")
+    fresh = blocks[0][0].traffic.connections == "fresh"
+    _headline(
+        picture, f"HTTP servers, one small app, {'one connection per request' if fresh else 'kept open'}, closed loop"
+    )
+    return picture
+
+
+def _draw_distribution(panel: Any, cell: Cell) -> None:
+    values, parts = figures.cumulative(cell.histogram)
+    shown = [(value / 1000, _height(part)) for value, part in zip(values, parts, strict=True) if part <= HIGHEST]
+    if shown:
+        panel.plot(*zip(*shown, strict=True), color=_color(cell), linewidth=1.5, label=_name(cell))
+
+
+def _height(part: float) -> float:
+    """Where a part of the requests is drawn: as much room for 90 to 99 % as for 99 to 99.9 %."""
+    return -math.log10(1 - part)
+
+
+def _name(cell: Cell) -> str:
+    return NAMES.get(cell.variant, cell.variant)
+
+
+def _color(cell: Cell) -> str:
+    return VARIANTS[cell.variant].color
+
+
+def _variants(cells: Iterable[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.variant for cell in cells))
+
+
+def _headline(picture: Any, text: str) -> None:
+    picture.suptitle(text, fontsize=11, x=0.01, ha="left")
+    picture.set_layout_engine("constrained")
+
+
+def _legend(picture: Any, panels: Sequence[Any]) -> None:
+    entries = {
+        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    picture.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 7))
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Draw what bench/balance.py has written with --json.")
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--to", type=Path, default=Path("docs/bench"), metavar="DIRECTORY")
+    parser.add_argument("--format", choices=("svg", "png"), default="svg")
+    given = parser.parse_args()
+    for file in draw(read(given.results), given.to, given.format):
+        print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
