@@ -135,6 +135,8 @@ def run(suites: list[Suite], settings: Settings) -> Results:
     loads = sum(suite.loads for suite in suites)
     minutes = sum(suite.seconds(settings.seconds) for suite in suites) / 60
     words = f"{settings.seconds:g} s per round after a warm-up, {settings.clients} clients, interleaved rounds"
+    if loops := {suite.loop for suite in suites if suite.engine == "app"}:
+        words += f"; HTTP servers on {' and '.join(sorted(loops))} where they have a loop"
     results = Results({**machine.describe(), **versions()}, words, skipped)
     print("; ".join(f"{name} {value}" for name, value in results.machine.items()))
     print(f"{words}; {loads} loads, about {minutes:.0f} minutes", flush=True)

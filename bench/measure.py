@@ -19,9 +19,9 @@ from results import Cell, Round, Traffic
 from running import Running, free_ports, running
 from variants import VARIANTS, Task
 
-WARMUP_S = 0.3  # per round, not counted: caches and the balancer's estimate of the rate settle
+WARMUP_S = 0.3  # per round, at most, not counted: caches and the balancer's estimate of the rate settle
 MIXED_PART = 0.05  # of the requests is slow
-PROBE_S = 0.5  # how long each variant is loaded to learn what it can do
+PROBE_S = 0.5  # how long, at most, each variant is loaded to learn what it can do
 OPEN_PART = 0.5  # of what the slowest variant can do is what an open loop asks of all
 MOST_UNDER_WAY = 2000  # requests of an open loop: far more than wait at half load; the wait of others counts, too
 
@@ -104,7 +104,7 @@ def _options(cell: Cell, settings: Settings) -> loadgen.Options:
         "keepalive": traffic.connections == "kept",
         "slow": MIXED_PART if traffic.mix == "mixed" else 0.0,
         "identify": True,
-        "warmup_s": WARMUP_S,
+        "warmup_s": min(WARMUP_S, settings.seconds),
         "seconds": settings.seconds,
     }
     if cell.offered:
@@ -115,7 +115,7 @@ def _options(cell: Cell, settings: Settings) -> loadgen.Options:
 
 def _rate_for(servers: list[Running], suite: Suite, traffic: Traffic, settings: Settings) -> float:
     """What an open loop asks: a part of what the slowest can do in a closed one, for a moment."""
-    probe = replace(settings, seconds=PROBE_S)
+    probe = replace(settings, seconds=min(PROBE_S, settings.seconds))
     closed = [Cell(suite.protocol, suite.engine, traffic, 1, server.name) for server in servers]
     loads = [loadgen.run(server.port, **_options(cell, probe)) for server, cell in zip(servers, closed, strict=True)]
     return max(round(min(load.rate for load in loads) * OPEN_PART), 1)

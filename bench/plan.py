@@ -44,14 +44,13 @@ class Suite:
         return replace(self, variants=tuple(name for name in self.variants if name not in absent))
 
 
-_NODE = ("Node.js rr", "Node.js none")
 _WAYS = ("shared", "reuseport", "rr")
 _APPS = tuple(name for name, variant in VARIANTS.items() if "app" in variant.engines)
 
 FULL = (
     # Throughput and shares against the number of workers.
-    Suite("echo", "asyncio", (2, 4, 8, 16, 32), (*_WAYS, "none", *_NODE)),
-    Suite("echo", "uvloop", (2, 4, 8, 16, 32), (*_WAYS, *_NODE)),
+    Suite("echo", "asyncio", (2, 4, 8, 16, 32), (*_WAYS, "none", "Node.js rr", "Node.js none")),
+    Suite("echo", "uvloop", (2, 4, 8, 16, 32), (*_WAYS, "Node.js rr")),
     Suite("echo", "blocking", (2, 4, 8, 16, 32), (*_WAYS, "C handoff")),
     # What a dispatch costs the primary when there are many workers.
     Suite("echo", "blocking", (256,), ("rr", "C handoff"), rounds=3),

@@ -79,7 +79,9 @@ def shares(results: Results) -> Any:
     counts = sorted({cell.workers for cell in block})
     workers = SHARES_OF if SHARES_OF in counts else counts[-1]
     cells = [cell for cell in block if cell.workers == workers]
-    picture, panels = plt.subplots(1, len(cells), figsize=(max(2.1 * len(cells), NARROWEST), 2.9), sharey=True, squeeze=False)
+    picture, panels = plt.subplots(
+        1, len(cells), figsize=(max(2.1 * len(cells), NARROWEST), 2.9), sharey=True, squeeze=False
+    )
     for panel, cell in zip(panels[0], cells, strict=True):
         parts = cell.shares[::-1]
         panel.bar(range(1, workers + 1), [part * 100 for part in parts], color=_color(cell), width=0.8)

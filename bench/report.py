@@ -17,7 +17,7 @@ ENGINES = {
     "asyncio": "asyncio (streams)",
     "uvloop": "asyncio streams on uvloop",
     "blocking": "blocking accept loop",
-    "app": "HTTP servers with one small app, uvloop where they can",
+    "app": "HTTP servers with one small app",
 }
 COLUMNS = (
     "workers",

@@ -107,7 +107,7 @@ def running(name: str, port: int, command: Command) -> Iterator[Running]:
     Raises:
       RuntimeError: it did not get ready, did not end in time, ended with an error or left processes behind.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = dict(os.environ)
     environment.pop("PYCLUSTER_SCHED_POLICY", None)
     environment.pop("NODE_CLUSTER_SCHED_POLICY", None)
     # A session of its own: Ctrl-C comes to this program only, which then ends the server; and all of the
