@@ -31,7 +31,7 @@ import loadgen
 import machine
 import report
 from measure import Settings, Tell, measure
-from plan import FULL, Suite, quick
+from plan import FULL, FULL_SECONDS, Suite, quick
 from results import Results, Traffic
 from running import end_at_sigterm
 from variants import VARIANTS, chosen, versions
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--full", action="store_true", help="the full set of comparisons instead, see plan.py")
     options.add_argument("--quick", action="store_true", help="few and short rounds, to see that all works")
     options.add_argument("--rounds", type=int, help="5, or as the full set says")
-    options.add_argument("--seconds", type=float, help="measured, per variant and round; 1")
+    options.add_argument("--seconds", type=float, help="measured, per variant and round; 1, of the full set 0.8")
     options.add_argument("--clients", type=int, default=64, help="of a closed loop")
     options.add_argument("--size", type=int, default=1, help="bytes of an echo request")
     options.add_argument("--threads", type=int, default=1, help="of the client, where cores are to spare")
@@ -160,7 +160,7 @@ def main() -> int:
         options.error(str(exception))
     if given.docs is not None and importlib.util.find_spec("matplotlib") is None:
         options.error("--docs needs matplotlib: pip install 'pycluster[bench]'")
-    seconds = given.seconds or (0.4 if given.quick else 1.0)
+    seconds = given.seconds or (0.4 if given.quick else FULL_SECONDS if given.full else 1.0)
 
     end_at_sigterm()
     loadgen.build()

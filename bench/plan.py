@@ -10,9 +10,11 @@ from variants import VARIANTS, Engine
 from work import Protocol
 
 CLOSED = Traffic()
+KEPT = Traffic(connections="kept")
 OPEN = Traffic(arrivals="open")
 OPEN_MIXED = Traffic(arrivals="open", mix="mixed")
-ROUND_OVERHEAD_S = 0.6  # warm-up, and starting the client
+FULL_SECONDS = 0.8  # of a load of the full set, which then takes about a quarter of an hour
+ROUND_OVERHEAD_S = 0.45  # warm-up, and starting the client
 START_S = {"asyncio": 0.03, "uvloop": 0.03, "blocking": 0.03, "app": 0.5}  # of one worker, about
 
 
@@ -45,7 +47,7 @@ class Suite:
 
 
 _WAYS = ("shared", "reuseport", "rr")
-_APPS = tuple(name for name, variant in VARIANTS.items() if "app" in variant.engines)
+_APPS = tuple(name for name, variant in VARIANTS.items() if "app" in variant.engines and name != "Node.js none")
 
 FULL = (
     # Throughput and shares against the number of workers.
@@ -59,7 +61,7 @@ FULL = (
     Suite("http", "uvloop", (2, 8), _WAYS, (CLOSED, OPEN, OPEN_MIXED), rounds=3),
     Suite("http", "blocking", (2, 8), _WAYS, (CLOSED, OPEN, OPEN_MIXED), rounds=3),
     # Servers as people run them.
-    Suite("http", "app", (2, 8), _APPS, rounds=3),
+    Suite("http", "app", (2, 8), _APPS, (CLOSED, KEPT), rounds=3),
 )
 
 

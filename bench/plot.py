@@ -163,29 +163,31 @@ def latency(results: Results) -> Any:
 
 
 def servers(results: Results) -> Any:
-    """HTTP servers: their rate, with its range, for each number of workers."""
+    """HTTP servers: their rate, with its range. Columns are numbers of workers, rows fresh and kept connections."""
     blocks = [b for b in results.blocks() if b[0].engine == "app" and b[0].traffic.arrivals == "closed"]
     if not blocks:
         return None
     counts = sorted({cell.workers for cell in blocks[0]})
-    rows = len(_variants(blocks[0]))
-    size = (max(5 * len(counts), NARROWEST), 0.36 * rows + 1.5)
-    picture, panels = plt.subplots(1, len(counts), figsize=size, sharey=True, sharex=True, squeeze=False)
-    for panel, workers in zip(panels[0], counts, strict=True):
-        cells = [cell for cell in blocks[0] if cell.workers == workers][::-1]
-        rates = [[r.rate / 1000 for r in cell.rounds] for cell in cells]
-        middles = [median(r) for r in rates]
-        ranges = [[m - min(r) for m, r in zip(middles, rates, strict=True)]]
-        ranges.append([max(r) - m for m, r in zip(middles, rates, strict=True)])
-        colors = [_color(cell) if "pycluster" in cell.variant else "#b0b0b0" for cell in cells]
-        panel.barh([_name(cell) for cell in cells], middles, xerr=ranges, color=colors, ecolor="#555555", height=0.7)
-        panel.set_title(f"{workers} workers")
-        panel.set_xlabel("thousand requests/s")
-        panel.grid(visible=False, axis="y")
-    fresh = blocks[0][0].traffic.connections == "fresh"
-    _headline(
-        picture, f"HTTP servers, one small app, {'one connection per request' if fresh else 'kept open'}, closed loop"
-    )
+    names = _variants(blocks[0])[::-1]
+    size = (max(4.6 * len(counts), NARROWEST), len(blocks) * (0.28 * len(names) + 0.9) + 0.5)
+    picture, panels = plt.subplots(len(blocks), len(counts), figsize=size, sharey=True, sharex="row", squeeze=False)
+    for row, block in zip(panels, blocks, strict=True):
+        for panel, workers in zip(row, counts, strict=True):
+            # One without figures has no bar, but its place: the rows and columns have the same order.
+            rates = {c.variant: [r.rate / 1000 for r in c.rounds] for c in block if c.workers == workers}
+            for place, name in enumerate(names):
+                if name in rates:
+                    middle = median(rates[name])
+                    ends = [[middle - min(rates[name])], [max(rates[name]) - middle]]
+                    color = VARIANTS[name].color if "pycluster" in name else "#b0b0b0"
+                    panel.barh(place, middle, xerr=ends, color=color, ecolor="#555555", height=0.7)
+            panel.set_yticks(range(len(names)), names)
+            kind = "one connection per request" if block[0].traffic.connections == "fresh" else "connections kept open"
+            panel.set_title(f"{workers} workers, {kind}")
+            panel.grid(visible=False, axis="y")
+        for panel in row:
+            panel.set_xlabel("thousand requests/s")
+    _headline(picture, "HTTP servers with one small app, closed loop (bar: median, line: range)")
     return picture
 
 

@@ -45,7 +45,7 @@ EXPLAINED = """\
   latency counts from the scheduled time, whether or not the client could begin then (no coordinated omission).
 - Mixed: 5 % of the requests, at random, hold their worker for 50 ms (`time.sleep`: no processor time), in event loops
   as well, as a handler does there that computes or calls what blocks.
-- Latency: microseconds from connect() to the first byte of the answer.
+- Latency: microseconds from connect(), on connections kept open from the send, to the first byte of the answer.
 - CPU: seconds of processor time per 1 000 requests, of the process that was started, and of all its children.
 - Largest, smallest: the shares of two workers, in all rounds together; ratio: one over the other. Jain's fairness index
   is 1 when all are even; CV is the coefficient of variation of the shares.

@@ -9,7 +9,7 @@ The ways run work.py, by server.py::
     shared2     shared once more: what this machine calls a difference where there is none
 
 The peers are Node.js's cluster module under both policies, a C program that does nothing but hand over (the limit), and
-for the engine ``app`` the HTTP servers that run peers/web_app.py.
+for the engine ``app`` the HTTP servers that run peers/web_app.py, and Node.js's own.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _without_compiler() -> str:
 
 
 _PLAIN: frozenset[Engine] = frozenset({"asyncio", "uvloop", "blocking"})
-_LOOPS: frozenset[Engine] = frozenset({"asyncio", "uvloop"})
+_ANY_LOOP: frozenset[Engine] = frozenset({"asyncio", "uvloop", "app"})  # Node.js has a loop of its own
 _BLOCKING: frozenset[Engine] = frozenset({"blocking"})
 _APP: frozenset[Engine] = frozenset({"app"})
 _GTHREAD = ["gthread", "--threads", "4"]
@@ -150,9 +150,6 @@ VARIANTS = {
         Variant("rr", _PLAIN, functools.partial(_server, "cluster", "rr"), "#0072b2"),
         Variant("none", _PLAIN, functools.partial(_server, "cluster", "none"), "#56b4e9"),
         Variant("shared2", _PLAIN, functools.partial(_server, "shared", None), "#bfbfbf"),
-        Variant("Node.js rr", _LOOPS, functools.partial(_node, "rr"), "#009e73", _without_program("node")),
-        Variant("Node.js none", _LOOPS, functools.partial(_node, "none"), "#8fd3b8", _without_program("node")),
-        Variant("C handoff", _BLOCKING, _handoff, "#000000", _without_compiler),
         Variant(
             "uvicorn --workers",
             _APP,
@@ -190,6 +187,9 @@ VARIANTS = {
             "#f0e442",
             _without_package("gunicorn"),
         ),
+        Variant("Node.js rr", _ANY_LOOP, functools.partial(_node, "rr"), "#009e73", _without_program("node")),
+        Variant("Node.js none", _ANY_LOOP, functools.partial(_node, "none"), "#8fd3b8", _without_program("node")),
+        Variant("C handoff", _BLOCKING, _handoff, "#000000", _without_compiler),
     )
 }
 
