@@ -2,8 +2,9 @@
 
 All servers of one number of workers are started once and stay up; those that are not being loaded sleep in epoll or
 accept. Starting them anew for each round would put seconds between the two halves of a ratio, and the speed of a shared
-machine drifts within a minute by more than the difference sought; a fresh server would also be measured cold. The
-price: a server that happens to be slow for its whole life (layout of its memory, say) biases all rounds of one run.
+machine drifts within a minute by more than the difference sought; a fresh server would also be measured cold. So each
+is loaded once before the first round, uncounted: Node.js compiles what runs often, allocators grow. The price: a server
+that happens to be slow for its whole life (layout of its memory, say) biases all rounds of one run.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ def measure(suite: Suite, settings: Settings, problems: list[str], tell: Tell) -
                 for traffic in suite.traffics
                 for name in servers
             }
+            for name, server in servers.items():
+                tell(f"{suite.protocol} {suite.engine}, {workers} workers, warming up: {name}")
+                warm = Cell(suite.protocol, suite.engine, Traffic(), workers, name)
+                loadgen.run(server.port, **_options(warm, settings))
             for traffic in suite.traffics:
                 if traffic.arrivals == "open" and servers:
                     rate = settings.rate or _rate_for(list(servers.values()), suite, traffic, settings)

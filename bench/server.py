@@ -75,7 +75,7 @@ def _post(options: argparse.Namespace, number: int, listener: socket.socket | No
             os.write(report, b".")
 
     return Post(
-        name=f"worker {number}",
+        line=b"worker %d\n" % number,
         protocol=options.protocol,
         engine=options.engine,
         api=options.api,

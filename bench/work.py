@@ -37,7 +37,7 @@ Engine = Literal["asyncio", "uvloop", "blocking"]
 class Post:
     """What one worker is given."""
 
-    name: str
+    line: bytes  # the worker's name
     protocol: Protocol
     engine: Engine
     api: Literal["streams", "protocol"]  # of the loops
@@ -47,14 +47,13 @@ class Post:
 
     def answer(self, request: bytes) -> bytes:
         """What to say; slowly, when that is asked for."""
-        line = b"%s\n" % self.name.encode()
         if self.protocol == "echo":
             if request.startswith(b"~"):
                 time.sleep(SLOW_S)
-            return request + line
+            return request + self.line
         if request.startswith(b"GET /slow "):
             time.sleep(SLOW_S)
-        return HEAD % (len(line), line)
+        return HEAD % (len(self.line), self.line)
 
 
 def serve(post: Post) -> None:
