@@ -17,33 +17,18 @@ Status 1 if a request failed, or a server did not start or end as it should.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-import loadgen
-import machine
 import report
-from measure import Settings, Tell, measure
+from comparison import compare, whole_numbers
+from measure import Settings
 from plan import FULL, FULL_SECONDS, Suite, quick
-from results import Results, Traffic
-from running import end_at_sigterm
-from variants import VARIANTS, chosen, versions
+from results import Traffic
+from variants import VARIANTS, chosen
 from work import Protocol
-
-
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """``2,8`` as numbers."""
-    numbers = tuple(int(word) for word in text.split(","))
-    if min(numbers) < 1:
-        raise ValueError(text)
-    return numbers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,52 +89,6 @@ def suites_of(given: argparse.Namespace) -> list[Suite]:
     return suites
 
 
-@contextlib.contextmanager
-def progress(loads: int) -> Iterator[Tell]:
-    """Show on a terminal how far it is; elsewhere say nothing."""
-    console = Console(stderr=True)
-    columns = (
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=loads)
-        begun = 0
-
-        def tell(what: str) -> None:
-            nonlocal begun
-            bar.update(task, description=what, completed=begun)
-            begun += 1
-
-        yield tell
-
-
-def run(suites: list[Suite], settings: Settings) -> Results:
-    """Measure all of them. What is there when it is interrupted is what it returns."""
-    names = {name for suite in suites for name in suite.variants}
-    skipped = {name: why for name in sorted(names) if (why := VARIANTS[name].missing())}
-    suites = [suite.reduced(skipped) for suite in suites]
-    loads = sum(suite.loads for suite in suites)
-    minutes = sum(suite.seconds(settings.seconds) for suite in suites) / 60
-    words = f"{settings.seconds:g} s per round after a warm-up, {settings.clients} clients, interleaved rounds"
-    if loops := {suite.loop for suite in suites if suite.engine == "app"}:
-        words += f"; HTTP servers on {' and '.join(sorted(loops))} where they have a loop"
-    results = Results({**machine.describe(), **versions()}, words, skipped)
-    print("; ".join(f"{name} {value}" for name, value in results.machine.items()))
-    print(f"{words}; {loads} loads, about {minutes:.0f} minutes", flush=True)
-    with progress(loads) as tell:
-        try:
-            for suite in suites:
-                for cell in measure(suite, settings, results.problems, tell):
-                    results.cells.append(cell)
-        except KeyboardInterrupt:
-            results.problems.append("interrupted")
-    return results
-
-
 def main() -> int:
     """The command line."""
     options = parser()
@@ -162,18 +101,12 @@ def main() -> int:
         options.error("--docs needs matplotlib: pip install 'pycluster[bench]'")
     seconds = given.seconds or (0.4 if given.quick else FULL_SECONDS if given.full else 1.0)
 
-    end_at_sigterm()
-    loadgen.build()
-    results = run(suites, Settings(seconds, given.clients, given.size, given.threads, given.rate))
-    if results.cells:
-        report.show(results)
-        if given.json is not None:
-            results.write(given.json)
-        if given.docs is not None:
-            import plot
+    results = compare(suites, Settings(seconds, given.clients, given.size, given.threads, given.rate), given.json)
+    if given.docs is not None and results.cells:
+        import plot
 
-            pictures = plot.draw(results, given.docs)
-            (given.docs / "results.md").write_text(report.markdown(results, [picture.name for picture in pictures]))
+        pictures = plot.draw(results, given.docs)
+        (given.docs / "results.md").write_text(report.markdown(results, [picture.name for picture in pictures]))
     return 1 if results.failed else 0
 
 

@@ -26,7 +26,7 @@ PROBE_S = 0.5  # how long, at most, each variant is loaded to learn what it can 
 OPEN_PART = 0.5  # of what the slowest variant can do is what an open loop asks of all
 MOST_UNDER_WAY = 2000  # requests of an open loop: far more than wait at half load; the wait of others counts, too
 
-Tell = Callable[[str], object]
+Tell = Callable[[str, str], object]  # which servers, and what happens to them next
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ def measure(suite: Suite, settings: Settings, problems: list[str], tell: Tell) -
       tell: is told before each load what comes.
     """
     for workers in suite.workers:
+        where = f"{suite.protocol} {suite.engine}, {workers} workers"
         with _started(suite, workers, problems) as servers:
             cells = {
                 (traffic, name): Cell(suite.protocol, suite.engine, traffic, workers, name)
@@ -55,7 +56,7 @@ def measure(suite: Suite, settings: Settings, problems: list[str], tell: Tell) -
                 for name in servers
             }
             for name, server in servers.items():
-                tell(f"{suite.protocol} {suite.engine}, {workers} workers, warming up: {name}")
+                tell(where, f"warming up {name}")
                 warm = Cell(suite.protocol, suite.engine, Traffic(), workers, name)
                 loadgen.run(server.port, **_options(warm, settings))
             for traffic in suite.traffics:
@@ -67,7 +68,7 @@ def measure(suite: Suite, settings: Settings, problems: list[str], tell: Tell) -
                 for traffic in suite.traffics:
                     # Alternating: a machine that gets slower or faster all the time favours neither.
                     for server in _in_turn(list(servers.values()), number):
-                        tell(f"{suite.protocol} {suite.engine}, {workers} workers, round {number + 1}: {server.name}")
+                        tell(where, f"round {number + 1}, {server.name}")
                         _load(server, cells[traffic, server.name], number, settings)
         yield from cells.values()
 

@@ -1,6 +1,6 @@
 """A server under load: one program in processes of its own, from its start to its end, and the processor time it takes.
 
-Owns those processes, and ends them whatever happens. Called by balance.py and serve.py; knows nothing about what the
+Owns those processes, and ends them whatever happens. Called by measure.py; knows nothing about what the
 server does or how it is loaded.
 """
 
@@ -191,8 +191,3 @@ def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
         return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def end_at_sigterm() -> None:
-    """Let SIGTERM raise SystemExit in this program, so that `finally` runs and ends its servers."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -16,13 +16,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import balance
-import loadgen
-import report
+from comparison import compare, whole_numbers
 from measure import Settings
 from plan import Suite
 from results import Traffic
-from running import end_at_sigterm
 
 SERVERS = ("uvicorn --workers", "pycluster serve")
 TRAFFICS = (Traffic(connections="fresh"), Traffic(connections="kept"))
@@ -31,7 +28,7 @@ TRAFFICS = (Traffic(connections="fresh"), Traffic(connections="kept"))
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="pycluster serve against uvicorn --workers.")
-    parser.add_argument("--workers", type=balance.whole_numbers, default=(2, 8), help="2,8")
+    parser.add_argument("--workers", type=whole_numbers, default=(2, 8), help="2,8")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=2.0, help="measured, per server, kind and round")
     parser.add_argument("--clients", type=int, default=64)
@@ -39,13 +36,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     given = parser.parse_args()
 
-    end_at_sigterm()
-    loadgen.build()
     suite = Suite("http", "app", given.workers, SERVERS, TRAFFICS, given.rounds, given.loop)
-    results = balance.run([suite], Settings(given.seconds, given.clients))
-    report.show(results)
-    if given.json is not None:
-        results.write(given.json)
+    results = compare([suite], Settings(given.seconds, given.clients), given.json)
     return 1 if results.failed else 0
 
 
