@@ -71,7 +71,7 @@ def rows(block: Sequence[Cell]) -> Iterator[list[str]]:
             str(cell.workers),
             cell.variant + (f" at {cell.offered:.0f}/s" if cell.offered else ""),
             figures.spread((r.rate for r in cell.rounds), 0),
-            "" if cell is first else figures.spread(cell.ratios(first)),
+            "" if cell is first or cell.offered else figures.spread(cell.ratios(first)),
             *(f"{cell.latency(name):.0f}" for name in ("p50", "p90", "p99", "p999")),
             f"{cell.cpu('primary'):.4f}",
             f"{cell.cpu('workers'):.4f}",
@@ -164,7 +164,7 @@ def markdown(results: Results, pictures: Sequence[str]) -> str:
     lines = ["# Measured", "", "Written by `make bench`; do not edit.", ""]
     lines += [f"- {name}: {value}" for name, value in results.machine.items()]
     lines += [f"- {results.settings}", ""]
-    lines += [f"![{name}]({name})" for name in pictures]
+    lines += [f"![{name}]({name})\n" for name in pictures]
     if short := list(in_short(results)):
         lines += ["", "## Round robin in short", "", "Echo, closed loop, one connection per request.", ""]
         lines += _markdown_table(IN_SHORT, short)

@@ -165,7 +165,7 @@ VARIANTS = {
             _without_package("typer", "rich", "uvicorn", "waitress"),
         ),
         Variant(
-            "pycluster serve, none",
+            "pycluster serve none",
             _APP,
             functools.partial(_app, functools.partial(_serve, "none")),
             "#56b4e9",
