@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import Programs
+from pycluster import _cluster
 from pycluster.channel import CONTROL, HIGH_WATER_MARK, MESSAGE, Channel
 from pycluster.errors import ChannelClosedError, ClusterError, ProtocolError
 
@@ -52,7 +53,8 @@ class End:
         self.deferred: list[Callable[[], object]] = []
         self.channel = Channel(
             sock,
-            self.epoll,
+            _cluster.Poll(self.epoll.fileno()),
+            None,
             serialization=serialization,
             max_message_size=max_message_size,
             defer=self.deferred.append,

@@ -7,7 +7,6 @@ themselves, and when they are written, are the core's (part 5); here are message
 """
 
 import os
-import select
 import socket
 import stat
 import threading
@@ -47,13 +46,14 @@ class Channel:
     def __init__(
         self,
         sock: socket.socket,
-        epoll: select.epoll,
+        poll: _cluster.Poll,
+        slot: int | None,
         *,
         serialization: Literal["msgpack", "json"],
         max_message_size: int,
         defer: Callable[[Callable[[], object]], None],
     ) -> None:
-        """Own `sock` from now on, and register it in `epoll` (borrowed).
+        """Own `sock` from now on, and register it in the epoll that `poll` waits for.
 
         Args:
           max_message_size: in bytes, of an encoded message, both ways.
@@ -61,7 +61,7 @@ class Channel:
         """
         sock.setblocking(False)
         self._sock = sock
-        self._wire = _cluster.Wire(sock.fileno(), epoll.fileno(), max_message_size)
+        self._wire = _cluster.Wire(sock.fileno(), poll, max_message_size, slot)
         # Read once, and iterate over the frames that are complete by then; see there.
         self.receive: Callable[[], Iterator[Frame]] = self._wire.receive
         self._defer = defer

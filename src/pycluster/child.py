@@ -83,7 +83,8 @@ class Child:
         self._woken = False  # whether the eventfd is written for the deferred, or about to be
         self._channel = Channel(
             sock,
-            self._epoll,
+            self._poller,
+            slot,
             serialization=settings.serialization,
             max_message_size=settings.max_message_size,
             defer=self.defer,

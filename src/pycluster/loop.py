@@ -35,7 +35,7 @@ class Loop:
             on_failure.callback(os.close, self.wakeup_fd)
             self._timer = _cluster.create_timer()
             on_failure.pop_all()
-        self._poll = _cluster.Poll(self.epoll.fileno())
+        self.poll = _cluster.Poll(self.epoll.fileno())
         self._handlers: dict[int, Callable[[int], object]] = {}
         self._deferred: deque[Callable[[], object]] = deque()
         self._woken = False  # whether the pipe is written, or about to be
@@ -83,7 +83,7 @@ class Loop:
             # Before what descriptors say: a `fork` event comes before its worker's `online`, however fast that is.
             self._run_deferred()
             timeout = 0
-        for fd, events in self._poll.wait(timeout):
+        for fd, events in self.poll.wait(timeout):
             if fd == self._awoken:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._awoken, 4096)

@@ -164,7 +164,8 @@ class Primary:
         worker = Worker(worker_id, pid, self, self._report)
         channel = Channel(
             sock,
-            self._loop.epoll,
+            self._loop.poll,
+            slot,
             serialization=self.settings.serialization,
             max_message_size=self.settings.max_message_size,
             defer=self._defer_callback,

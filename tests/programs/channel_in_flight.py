@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 
 from programs.facts import tell
+from pycluster import _cluster
 from pycluster.channel import Channel
 
 deferred: list[Callable[[], object]] = []
@@ -15,7 +16,9 @@ errors: list[BaseException | None] = []
 
 
 def channel(sock: socket.socket, epoll: select.epoll) -> Channel:
-    return Channel(sock, epoll, serialization="msgpack", max_message_size=1000, defer=deferred.append)
+    return Channel(
+        sock, _cluster.Poll(epoll.fileno()), None, serialization="msgpack", max_message_size=1000, defer=deferred.append
+    )
 
 
 ours, theirs = socket.socketpair()
