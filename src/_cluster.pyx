@@ -97,7 +97,8 @@ cdef struct Slot:
     uint64_t pid
     uint64_t state
     uint64_t started_at_ns    # of the wall clock
-    uint64_t pad0[4]
+    uint64_t number           # `Worker.slot`: which of the cluster's places it has, not which of these slots
+    uint64_t pad0[3]
     # line 1, written by the balancer: connections put into the worker's channels and not taken back
     uint64_t dispatched
     uint64_t pad1[7]
@@ -1494,8 +1495,8 @@ cdef int free_cell(uint32_t slot) noexcept nogil:
 # alone: it moves to slot 0 (see the region's theory of operation for how readers keep their totals right meanwhile).
 
 
-def acquire_slot(uint64_t worker_id):
-    """Give a slot to a new worker. Primary only. Returns its index.
+def acquire_slot(uint64_t worker_id, uint64_t number=0):
+    """Give a slot to a new worker, of that `number` (`Worker.slot`). Primary only. Returns its index.
 
     Raises:
       RuntimeError: all are in use; the caller has counted its workers before.
@@ -1514,6 +1515,7 @@ def acquire_slot(uint64_t worker_id):
             slot_in_use[index] = True
             slot.pid = 0
             slot.state = 0
+            slot.number = number
             slot.started_at_ns = started_now()
             store(&slot.id, worker_id)
             if index >= region.slots_used:
@@ -1599,7 +1601,8 @@ def read_slots():
     """All slots in use, read at one moment as far as folding goes: slot 0 (the dead), slot 1 (the primary), workers.
 
     Returns:
-      A list of `(id, pid, state, dispatched, received, direct, active, messages_in, messages_out, started_at_ns)`.
+      A list of `(id, pid, state, dispatched, received, direct, active, messages_in, messages_out, started_at_ns,
+      number)`.
     """
     cdef uint64_t before = 0
     cdef uint64_t index
@@ -1612,7 +1615,7 @@ def read_slots():
             slot = slot_at(index)
             if slot.id or index < FIRST_WORKER_SLOT:
                 slots.append((slot.id, slot.pid, slot.state, slot.dispatched, slot.received, slot.direct, slot.active,
-                              slot.messages_in, slot.messages_out, slot.started_at_ns))
+                              slot.messages_in, slot.messages_out, slot.started_at_ns, slot.number))
         if not before & 1 and load(&region.folding) == before:
             break
     return slots

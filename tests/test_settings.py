@@ -45,6 +45,7 @@ GOOD: dict[str, list[Any]] = {
     "max_message_size": [1, 2**31 - 1],
     "max_counters": [1, 65536],
     "graceful_timeout": [0, 0.5, 30, 86400 * 365],
+    "respawn": ["never", "on-failure", "always"],
 }
 
 WRONG_TYPE: dict[str, list[Any]] = {
@@ -64,6 +65,7 @@ WRONG_TYPE: dict[str, list[Any]] = {
     "max_message_size": [1e6, "1", None, False],
     "max_counters": [1.0, "1", None, True],
     "graceful_timeout": ["30", None, True, [1]],
+    "respawn": [None, True, 1],
 }
 
 OUT_OF_RANGE: dict[str, list[Any]] = {
@@ -76,6 +78,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "max_pending": [0, -1, 129],
     "max_message_size": [0, -1, 2**31],
     "max_counters": [0, -1, 65537],
+    "respawn": ["", "on_failure"],
     "graceful_timeout": [-1, -0.001, math.inf, -math.inf, math.nan, 86400 * 365 + 1],
 }
 
@@ -408,7 +411,7 @@ class Nobody:
 
 
 def fresh_worker() -> Worker:
-    return Worker(1, os.getpid(), Nobody(), lambda exception: None)
+    return Worker(1, 0, os.getpid(), Nobody(), lambda exception: None)
 
 
 def test_every_state_is_reachable_and_has_a_number() -> None:

@@ -66,14 +66,15 @@ class Child:
         self,
         worker_id: int,
         slot: int,
+        index: int,
         sock: socket.socket,
         settings: Settings,
         report: Callable[[Exception], None],
     ) -> None:
-        """Own `sock`, the worker's end of the control channel."""
-        _cluster.enter_slot(slot)
+        """Own `sock`, the worker's end of the control channel. `index`: of its slot in the shared region."""
+        _cluster.enter_slot(index)
         self.settings = settings
-        self.worker = Worker(worker_id, os.getpid(), self, report)
+        self.worker = Worker(worker_id, slot, os.getpid(), self, report)
         self.worker._step("online")
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
@@ -126,7 +127,7 @@ class Child:
         try:
             status = self._run_script(script, args)
         except SystemExit as exception:
-            status = _exit_status(exception)  # the end signal came while the script was ending by itself
+            status = exit_status(exception)  # the end signal came while the script was ending by itself
         self._leave(status)
 
     def _run_script(self, script: Script, args: list[str]) -> int:
@@ -138,7 +139,7 @@ class Child:
             self._wait_for_messages()
             return 0
         except SystemExit as exception:
-            return _exit_status(exception)
+            return exit_status(exception)
         except BaseException as exception:
             self._script_runs = False
             exception.__traceback__ = _users_part(exception.__traceback__)
@@ -460,7 +461,7 @@ def _users_part(trace: TracebackType | None) -> TracebackType | None:
     return rest or trace
 
 
-def _exit_status(exception: SystemExit) -> int:
+def exit_status(exception: SystemExit) -> int:
     """The status that the interpreter would end with."""
     if exception.code is None:
         return 0

@@ -129,7 +129,12 @@ def _supervise(
     if policy is not None:
         cluster.scheduling_policy = policy
     # Room for a worker more, in the middle of a reload.
-    cluster.setup_primary(start_method=start_method, max_workers=max(1024, workers + 24), **what)
+    cluster.setup_primary(
+        start_method=start_method,
+        max_workers=max(1024, workers + 24),
+        respawn="on-failure" if respawn else "never",
+        **what,
+    )
     journal = Journal(json_logs)
     journal.say(
         "starting",
@@ -140,4 +145,4 @@ def _supervise(
         policy=cluster.scheduling_policy,
         start_method=start_method,
     )
-    raise typer.Exit(Supervisor(workers, journal, respawn=respawn).run())
+    raise typer.Exit(Supervisor(workers, journal).run())

@@ -1,5 +1,6 @@
 """The cluster as the user sees it: one object per process, its role, and its events."""
 
+import atexit
 import contextlib
 import os
 import socket
@@ -10,14 +11,16 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from . import _cluster, listener
-from .child import Child
+from .child import Child, exit_status
 from .counters import ClusterStats, make_counter, read_stats
 from .errors import NotPrimaryError, NotWorkerError
 from .events import Emitter, log_exception
 from .listeners import Policy
 from .primary import Primary
+from .respawn import NEVER_UP
 from .settings import Settings
 from .signals import handling
+from .start import flush_standard_streams
 from .worker import Address, Worker, WorkerProcess
 
 if TYPE_CHECKING:
@@ -165,7 +168,6 @@ class Cluster(Emitter):
         if env is not None and not all(isinstance(s, str) for pair in env.items() for s in pair):
             raise TypeError(f"env takes a mapping of str to str, not {env!r}")
         self._policy_frozen = True
-        self._need_region()
         worker = primary.fork(env)
         if not self._runs_at_exit:
             self._runs_at_exit = True
@@ -195,6 +197,7 @@ class Cluster(Emitter):
 
         Raises:
           NotPrimaryError: in a worker.
+          SystemExit: with status 3, when all workers are gone and `settings.respawn` has given up: none ever came up.
         """
         primary = self._as_primary("run")
         with self._running(primary):
@@ -231,11 +234,19 @@ class Cluster(Emitter):
         with handling(lambda number, frame: primary.defer(primary.stop), primary.wakeup_fd):
             yield
             primary.close_listeners()
+        if primary.respawner.given_up and not primary.stopping:
+            raise SystemExit(NEVER_UP)
 
     def _run_implicitly(self) -> None:
         """At the end of the primary's script, as in Node.js; not when an exception has ended it."""
         if self.is_primary and self._primary is not None and not self._has_run and not hasattr(sys, "last_value"):
-            self.run()
+            try:
+                self.run()
+            except SystemExit as exception:
+                # The interpreter is about to end with a status that it has fixed by now.
+                atexit._run_exitfuncs()
+                flush_standard_streams()
+                os._exit(exit_status(exception))
 
     # Listening
 
@@ -321,7 +332,12 @@ class Cluster(Emitter):
             raise NotPrimaryError(f"cluster.{name} is the primary's; this is worker {self._child.worker.id}")
         if self._primary is None:
             self._primary = Primary(
-                self._settings, self._policy, self.emit, self._report_exception, self._become_worker
+                self._settings,
+                self._policy,
+                self.emit,
+                self._report_exception,
+                self._need_region,
+                self._become_worker,
             )
         self._primary.policy = self._policy
         if not self._has_hooks:
@@ -344,12 +360,14 @@ class Cluster(Emitter):
             self._primary.abandon()
             self._primary = None
 
-    def _become_worker(self, worker_id: int, slot: int, channel: socket.socket, settings: Settings) -> Child:
+    def _become_worker(
+        self, worker_id: int, slot: int, index: int, channel: socket.socket, settings: Settings
+    ) -> Child:
         """In a new worker, which owns its end of the control channel from now on."""
         self.forget_listeners()
         self._has_region = True
         self._settings = settings
-        self._child = Child(worker_id, slot, channel, settings, self._report_exception)
+        self._child = Child(worker_id, slot, index, channel, settings, self._report_exception)
         return self._child
 
     def _report_exception(self, exception: Exception) -> None:

@@ -12,7 +12,7 @@ class WorkerStats:
     """What one living worker has done.
 
     Attributes:
-      id, pid, state: as of its `Worker`.
+      id, slot, pid, state: as of its `Worker`.
       dispatched: connections handed to it and not taken back.
       accepted: connections that it has accepted, handed over or from a shared socket.
       pending: connections handed to it that it has not accepted yet.
@@ -22,6 +22,7 @@ class WorkerStats:
     """
 
     id: int
+    slot: int
     pid: int
     state: State
     dispatched: int
@@ -50,10 +51,11 @@ def read_stats() -> ClusterStats:
     """Read the statistics. Any process and thread of the cluster."""
     workers = []
     totals = dict.fromkeys(("dispatched", "accepted", "pending", "active", "messages_in", "messages_out"), 0)
-    for slot in _cluster.read_slots():
-        number, pid, state, dispatched, received, direct, active, messages_in, messages_out, started_at_ns = slot
+    for row in _cluster.read_slots():
+        number, pid, state, dispatched, received, direct, active, messages_in, messages_out, started_at_ns, slot = row
         stats = WorkerStats(
             id=number,
+            slot=slot,
             pid=pid,
             state=STATES[state] if state < len(STATES) else "none",
             dispatched=dispatched,

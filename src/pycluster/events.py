@@ -5,7 +5,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyee.base import EventEmitter
 
@@ -140,6 +140,14 @@ def _running_loop() -> "asyncio.AbstractEventLoop | None":
 
 def log_exception(exception: Exception) -> None:
     """Say what a handler raised, where nobody listens for it."""
-    import logging  # only here: every worker would carry it
+    log("error", "exception in an event handler", exception)
 
-    logging.getLogger("pycluster").error("exception in an event handler", exc_info=exception)
+
+def log(level: Literal["warning", "error"], text: str, exception: Exception | None = None) -> None:
+    """Log to "pycluster"."""
+    try:
+        import logging  # only here: every worker would carry it
+    except OSError:  # no descriptor is left to read the module with
+        print(text, file=sys.stderr)
+    else:
+        getattr(logging.getLogger("pycluster"), level)(text, exc_info=exception)

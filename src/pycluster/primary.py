@@ -6,6 +6,7 @@ where it is called, and `send`, which may be called anywhere. Connections never 
 
 import errno
 import functools
+import itertools
 import os
 import select
 import signal
@@ -24,6 +25,7 @@ from .errors import ChannelClosedError, ClusterError, ProtocolError
 from .handles import Handle
 from .listeners import Listeners, Policy
 from .loop import Loop
+from .respawn import Respawner
 from .script import find_script
 from .settings import Settings
 from .signals import as_signal, leave_wakeup
@@ -53,15 +55,16 @@ Answer = tuple[protocol.Reply, int | None]
 class _Member:
     """What the primary keeps of one worker, beside the object that the user holds."""
 
-    def __init__(self, worker: Worker, slot: int, pidfd: int, channel: Channel) -> None:
+    def __init__(self, worker: Worker, index: int, pidfd: int, channel: Channel) -> None:
+        """`index`: of its slot in the shared region."""
         self.worker = worker
-        self.slot = slot
+        self.index = index
         self.pidfd = pidfd
         self.channel = channel
 
     def note(self) -> None:
         """Show the state to everybody's stats."""
-        _cluster.describe_slot(self.slot, self.worker.process.pid, STATES.index(self.worker.state))
+        _cluster.describe_slot(self.index, self.worker.process.pid, STATES.index(self.worker.state))
 
 
 class Primary:
@@ -78,18 +81,21 @@ class Primary:
         policy: Policy,
         emit: Callable[..., object],
         report: Callable[[Exception], None],
-        become_worker: "Callable[[int, int, socket.socket, Settings], Child]",
+        need_region: Callable[[], None],
+        become_worker: "Callable[[int, int, int, socket.socket, Settings], Child]",
     ) -> None:
         """
         Args:
           emit: emits an event on the cluster.
           report: is told of exceptions in handlers.
+          need_region: sees to it that there is a shared region.
           become_worker: gives a forked worker its role, in the place of this one.
         """
         self.settings = settings
         self.policy = policy
         self._emit = emit
         self._report = report
+        self._need_region = need_region
         self._become_worker = become_worker
         self._loop = Loop()
         self._ids = 0
@@ -98,45 +104,51 @@ class Primary:
         self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
         self._listeners = Listeners(self._loop.call_later)
         self._disconnect_callbacks: list[Callable[[], object]] = []
-        self._timers = 0
+        self.respawner = Respawner(self)
         self.stopping = False
         self.on_stop: Callable[[bool], object] | None = None
 
     # Forking
 
-    def fork(self, env: Mapping[str, str] | None) -> Worker:
-        """See `Cluster.fork`."""
+    def fork(self, env: Mapping[str, str] | None, slot: int | None = None) -> Worker:
+        """See `Cluster.fork`. `slot`: of the worker in whose place the new one comes."""
+        self._need_region()
         settings = self.settings
         script = find_script(settings.exec)
         if len(self._members) >= settings.max_workers:
             raise ClusterError(f"{settings.max_workers} workers run; raise settings.max_workers before the first fork")
         args = list(settings.args) if settings.args is not None else sys.argv[1:]
         worker_id = self._ids + 1
+        is_new_place = slot is None
+        if slot is None:
+            taken = self.respawner.slots.union(worker.slot for worker in self._workers.values())
+            slot = next(number for number in itertools.count() if number not in taken)
         stdio = WorkerStdio(settings.stdio, settings.silent)
         try:
             ours, theirs = socket.socketpair()
         except OSError:
             stdio.discard()
             raise
-        slot = _cluster.acquire_slot(worker_id)
+        index = _cluster.acquire_slot(worker_id, slot)
         try:
             if settings.start_method == "spawn":
-                pid, pidfd = spawn(worker_id, slot, theirs.fileno(), script, args, env, settings, stdio)
+                pid, pidfd = spawn(worker_id, slot, index, theirs.fileno(), script, args, env, settings, stdio)
             else:
                 flush_standard_streams()
                 pid, pidfd = _cluster.fork()
         except BaseException:
-            _cluster.release_slot(slot)
+            _cluster.release_slot(index)
             stdio.discard()
             ours.close()
             theirs.close()
             raise
         if pid == 0:
-            self._start_copy(worker_id, slot, theirs, ours, env, stdio).run(script, args)
+            self._start_copy(worker_id, slot, index, theirs, ours, env, stdio).run(script, args)
         theirs.close()
         self._ids = worker_id
-        worker = self._adopt(worker_id, pid, pidfd, slot, ours)
+        worker = self._adopt(worker_id, slot, pid, pidfd, index, ours, env)
         worker.process.stdin, worker.process.stdout, worker.process.stderr = stdio.keep()
+        self.respawner.forked(worker, is_new_place)
         self._loop.defer(lambda: self._emit("fork", worker))
         return worker
 
@@ -144,6 +156,7 @@ class Primary:
         self,
         worker_id: int,
         slot: int,
+        index: int,
         theirs: socket.socket,
         ours: socket.socket,
         env: Mapping[str, str] | None,
@@ -152,7 +165,7 @@ class Primary:
         """In the new process, whose at-fork hooks have closed what this object had open."""
         try:
             ours.close()
-            child = self._become_worker(worker_id, slot, theirs, self.settings)
+            child = self._become_worker(worker_id, slot, index, theirs, self.settings)
             prepare_copy(env, self.settings, stdio)
             child.start()
         except BaseException:
@@ -160,8 +173,18 @@ class Primary:
             os._exit(1)
         return child
 
-    def _adopt(self, worker_id: int, pid: int, pidfd: int, slot: int, sock: socket.socket) -> Worker:
-        worker = Worker(worker_id, pid, self, self._report)
+    def _adopt(
+        self,
+        worker_id: int,
+        slot: int,
+        pid: int,
+        pidfd: int,
+        index: int,
+        sock: socket.socket,
+        env: Mapping[str, str] | None,
+    ) -> Worker:
+        worker = Worker(worker_id, slot, pid, self, self._report)
+        worker._env = env
         channel = Channel(
             sock,
             self._loop.poll,
@@ -170,7 +193,7 @@ class Primary:
             max_message_size=self.settings.max_message_size,
             defer=self._defer_callback,
         )
-        member = _Member(worker, slot, pidfd, channel)
+        member = _Member(worker, index, pidfd, channel)
         member.note()
         self._members[worker_id] = member
         self._workers[worker_id] = worker
@@ -213,7 +236,7 @@ class Primary:
 
     def dispatch_to_the_end(self) -> None:
         """See `Cluster.run`."""
-        while self._members or not self.finished:
+        while not self.finished:
             self._loop.run_once(None)
 
     def defer(self, function: Callable[[], object]) -> None:
@@ -230,20 +253,14 @@ class Primary:
         except Exception as exception:
             self._report(exception)
 
-    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Run a function in the first dispatch after so many seconds; the cluster goes on till then, unless stopped."""
-        self._timers += 1
-
-        def call() -> None:
-            self._timers -= 1
-            function()
-
-        self._loop.call_later(seconds, call)
+    def remind(self, seconds: float, function: Callable[[], object]) -> None:
+        """Run a function in the first dispatch after so many seconds, if the cluster goes on till then."""
+        self._loop.call_later(seconds, function)
 
     @property
     def finished(self) -> bool:
-        """Whether no worker is left, nothing is to be told, and nothing is to be called later."""
-        return not self._members and not self._loop.pending and (self.stopping or not self._timers)
+        """Whether no worker is left, none is to come, and nothing is to be told."""
+        return not (self._members or self.respawner.pending or self._loop.pending)
 
     def stop(self) -> None:
         """A signal asks for the end: disconnect all, and kill what is left later; at once, when it asks again."""
@@ -301,6 +318,7 @@ class Primary:
         """See `Cluster.disconnect`."""
         if callback is not None:
             self._disconnect_callbacks.append(callback)
+        self.respawner.stand_down()
         self._listeners.withdraw_all()
         for member in list(self._members.values()):
             self.disconnect(member.worker)
@@ -450,13 +468,14 @@ class Primary:
     def _listen(self, member: _Member, said: protocol.Listen) -> Answer:
         if member.worker.state == "disconnecting":
             return protocol.Reply(0, quiet=True), None
-        handle, ticket = self._listeners.listen(member.worker.id, member.slot, said, self.settings.max_pending)
+        handle, ticket = self._listeners.listen(member.worker.id, member.index, said, self.settings.max_pending)
         self._note_listening(member, handle)
         return protocol.Reply(0, key=handle.key, cell=ticket.cell), ticket.fd
 
     def _note_listening(self, member: _Member, handle: Handle) -> None:
         member.worker._step("listening")
         member.note()
+        self.respawner.came_up(member.worker)
         # The event comes with the next dispatch: by then the worker has its answer.
         self._loop.defer(lambda: self._emit_on(member.worker, "listening", handle.address))
 
@@ -507,7 +526,8 @@ class Primary:
         del self._workers[worker.id]
         worker._step("exit")
         worker.exited_after_disconnect = worker._asked_to_end
-        _cluster.release_slot(member.slot)
+        _cluster.release_slot(member.index)
+        self.respawner.ended(worker)
         self._emit_on(worker, "exit", process.exitcode, process.signal)
 
 

@@ -12,6 +12,7 @@ class Start(msgspec.Struct):
 
     id: int
     slot: int
+    index: int
     channel: int
     region: int
     version: int

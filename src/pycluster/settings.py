@@ -28,6 +28,9 @@ class Settings:
       max_message_size: the largest encoded message, in bytes.
       max_counters: how many names of counters there can be; fixed by the first fork or counter.
       graceful_timeout: seconds that workers have to finish, once asked, before they are killed.
+      respawn: whether another worker comes in the place of one that has ended unasked: "never", as in Node.js,
+        "on-failure", or "always", after exit status 0 too. At once or, when workers end soon after their start, after
+        0.1 s, 0.2 s, … up to 30 s. When none has come up in 3 tries (or one for each worker) `run` gives up.
     """
 
     exec: str | None = None
@@ -46,6 +49,7 @@ class Settings:
     max_message_size: int = 64 * 1024 * 1024
     max_counters: int = 128
     graceful_timeout: float = 30.0
+    respawn: Literal["never", "on-failure", "always"] = "never"
 
     def merged(self, changes: dict[str, Any]) -> "Settings":
         """These settings with `changes` checked and made.
@@ -159,5 +163,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_message_size": _integer(1, 2**31 - 1),
     "max_counters": _integer(1, 65536),
     "graceful_timeout": _seconds,
+    "respawn": _one_of("never", "on-failure", "always"),
 }
 assert set(_CHECKS) == {field.name for field in fields(Settings)}

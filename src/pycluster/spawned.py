@@ -26,7 +26,7 @@ def main() -> NoReturn:
     settings = Settings().merged(told.settings)
     _cluster.attach_region(told.region, told.version, settings.max_workers, settings.max_counters)
     os.set_inheritable(told.channel, False)
-    child = cluster._become_worker(told.id, told.slot, socket.socket(fileno=told.channel), settings)
+    child = cluster._become_worker(told.id, told.slot, told.index, socket.socket(fileno=told.channel), settings)
     child.start()
     child.run(told.script, told.args)
 

@@ -33,6 +33,7 @@ _BOOTSTRAP = os.path.join(os.path.dirname(__file__), "spawned.py")
 def spawn(
     worker_id: int,
     slot: int,
+    index: int,
     channel: int,
     script: Script,
     args: list[str],
@@ -43,6 +44,7 @@ def spawn(
     """Start a fresh interpreter that becomes a worker. Primary only.
 
     Args:
+      index: of its slot in the shared region.
       channel: the worker's end of the control channel (borrowed).
 
     Returns:
@@ -60,6 +62,7 @@ def spawn(
     told = protocol.Start(
         id=worker_id,
         slot=slot,
+        index=index,
         channel=channel,
         region=region,
         version=version,

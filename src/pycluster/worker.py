@@ -8,7 +8,7 @@ from .events import Emitter
 from .signals import as_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .channel import Callback, Handle, HasFileno
 
@@ -134,6 +134,8 @@ class Worker(Emitter):
 
     Attributes:
       id: 1, 2, 3, …, never reused.
+      slot: 0, 1, 2, …: the lowest number that no living worker had when it was forked. The worker that comes in the
+        place of another one has its slot, so that a cluster of N workers has the slots 0 to N - 1, whatever happens.
       process: its `WorkerProcess`.
       exited_after_disconnect: None until it disconnects or exits; then whether that was asked for.
 
@@ -142,14 +144,17 @@ class Worker(Emitter):
     Source: Node.js, cluster, class Worker.
     """
 
-    def __init__(self, worker_id: int, pid: int, role: Role, report: "Callable[[Exception], None]") -> None:
+    def __init__(self, worker_id: int, slot: int, pid: int, role: Role, report: "Callable[[Exception], None]") -> None:
         super().__init__(report)
         self.id = worker_id
+        self.slot = slot
         self.process = WorkerProcess(self, pid, report)
         self.exited_after_disconnect: bool | None = None
         self._role = role
         self._state: State = "none"
         self._asked_to_end = False
+        self._covered = False  # another one holds its place: whoever replaces what crashes need not
+        self._env: Mapping[str, str] | None = None  # that it was forked with
 
     @property
     def state(self) -> State:

@@ -399,6 +399,17 @@ def leave() -> None:
     cluster.worker.disconnect()
 
 
+def end(status: int) -> None:
+    """End the script."""
+    sys.exit(status)
+
+
+def slot_and_environment(name: str) -> tuple[int, str | None]:
+    """The worker's own slot, and a variable of its environment."""
+    assert cluster.worker is not None
+    return cluster.worker.slot, os.environ.get(name)
+
+
 def sleep(seconds: float) -> None:
     """Be busy with something else."""
     time.sleep(seconds)
@@ -440,8 +451,22 @@ def say(control: str, kind: str) -> None:
 # ---- What the primary can do
 
 
-def fork(count: int = 1) -> list[int]:
-    return [cluster.fork().id for _ in range(count)]
+def fork(count: int = 1, env: dict[str, str] | None = None) -> list[int]:
+    return [cluster.fork(env).id for _ in range(count)]
+
+
+def setup(**settings: Any) -> None:
+    cluster.setup_primary(**settings)
+
+
+def kill(worker: int, signal: str) -> None:
+    cluster.workers[worker].kill(signal)
+
+
+def waits_for_workers() -> bool:
+    """Whether workers are still to come in the place of others."""
+    assert cluster._primary is not None
+    return cluster._primary.respawner.pending
 
 
 def disconnect(worker: int) -> None:
