@@ -39,6 +39,7 @@ CLASSES = (
     ("settings.py", "Settings"),
     ("counters.py", "ClusterStats"),
     ("counters.py", "WorkerStats"),
+    ("watch.py", "Hang"),
 )
 ERRORS = ("ClusterError", "NotPrimaryError", "NotWorkerError", "ChannelClosedError")
 # Of the emitter, of dataclasses, or for the library itself.

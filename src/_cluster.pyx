@@ -9,6 +9,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -108,7 +109,9 @@ cdef struct Slot:
     uint64_t active           # accepted connections still open, as of the last look
     uint64_t messages_in
     uint64_t messages_out
-    uint64_t pad2[3]
+    uint64_t ticks            # of its event loops, see heartbeat.py
+    uint64_t thread           # the one that has accepted or ticked last, as Python and faulthandler name it
+    uint64_t pad2
     # lines 3 to 10, written by the worker: what it has received from each of its channels, probes included
     uint64_t consumed[CHANNELS_PER_WORKER]
     # line 11, written by the worker, and line 12, by the primary: rung after each write to the control channel (part 5)
@@ -626,6 +629,7 @@ def accept_direct(int fd):
             raise OSError(errno, strerror(errno).decode())
         PyErr_CheckSignals()
     add(&own_slot.direct, 1)
+    own_slot.thread = <uint64_t>PyThread_get_thread_ident()
     remember(connection.fd, &connection)
     return connection.fd, peer_address(&connection)
 
@@ -697,6 +701,7 @@ cdef class Receiver:
 
     cdef object take(self, Connection *connection):
         add(&own_slot.received, 1)
+        own_slot.thread = <uint64_t>PyThread_get_thread_ident()
         remember(connection.fd, connection)
         return connection.fd, peer_address(connection)
 
@@ -1452,6 +1457,19 @@ cdef class HandoffChannel:
             unlock()
             wake_balancer()
 
+    @property
+    def waits(self):
+        """Whether connections wait for its worker: it has not taken them, or they were taken back from it."""
+        cdef Channel *state = self.state
+        cdef bint waits
+        if state == NULL:
+            return False
+        with nogil:
+            lock()
+            waits = state.place == STUCK or pending(state) > 0
+            unlock()
+        return waits
+
     def close(self):
         """Close the channel; what its worker has not taken goes to another one while the listener is open."""
         cdef Channel *state = self.state
@@ -1585,6 +1603,18 @@ cdef void fold(Slot *slot, Slot *retired) noexcept nogil:
 def enter_slot(uint32_t index):
     """Count in this slot from now on: a worker's first step."""
     settle_in(index)
+
+
+def count_tick():
+    """Count a tick of an event loop of this worker's, which runs in this thread."""
+    add(&own_slot.ticks, 1)
+    own_slot.thread = <uint64_t>PyThread_get_thread_ident()
+
+
+def read_progress(uint32_t index):
+    """What the worker in a slot shows of its progress: `(accepted, ticks, active, thread)`. Primary only."""
+    cdef Slot *slot = slot_at(index)
+    return load(&slot.received) + load(&slot.direct), load(&slot.ticks), load(&slot.active), load(&slot.thread)
 
 
 def count_message_in():

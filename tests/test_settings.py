@@ -45,6 +45,8 @@ GOOD: dict[str, list[Any]] = {
     "max_message_size": [1, 2**31 - 1],
     "max_counters": [1, 65536],
     "graceful_timeout": [0, 0.5, 30, 86400 * 365],
+    "worker_timeout": [None, 0.1, 30],
+    "on_hang": ["report", "kill"],
     "respawn": ["never", "on-failure", "always"],
 }
 
@@ -65,6 +67,8 @@ WRONG_TYPE: dict[str, list[Any]] = {
     "max_message_size": [1e6, "1", None, False],
     "max_counters": [1.0, "1", None, True],
     "graceful_timeout": ["30", None, True, [1]],
+    "worker_timeout": ["30", True],
+    "on_hang": [None, True],
     "respawn": [None, True, 1],
 }
 
@@ -78,6 +82,8 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "max_pending": [0, -1, 129],
     "max_message_size": [0, -1, 2**31],
     "max_counters": [0, -1, 65537],
+    "worker_timeout": [0, 0.09, -1, math.nan],
+    "on_hang": ["", "Kill"],
     "respawn": ["", "on_failure"],
     "graceful_timeout": [-1, -0.001, math.inf, -math.inf, math.nan, 86400 * 365 + 1],
 }

@@ -5,6 +5,7 @@ from .cluster import SCHED_NONE, SCHED_RR, Cluster, cluster, process
 from .counters import ClusterStats, WorkerStats
 from .errors import ChannelClosedError, ClusterError, NotPrimaryError, NotWorkerError
 from .settings import Settings
+from .watch import Hang
 from .worker import Address, Worker, WorkerProcess
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ClusterError",
     "ClusterStats",
     "Counter",
+    "Hang",
     "NotPrimaryError",
     "NotWorkerError",
     "Settings",

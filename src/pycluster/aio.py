@@ -6,7 +6,7 @@ from asyncio import selector_events
 from collections.abc import Callable
 from typing import Any
 
-from . import descriptors
+from . import descriptors, heartbeat
 from .events import handler_tasks
 
 _plain_start_serving: Any = selector_events.BaseSelectorEventLoop._start_serving  # type: ignore[attr-defined]
@@ -48,12 +48,13 @@ def share_ports() -> None:
 
 
 def _start_serving(loop: Any, protocol_factory: Callable[[], Any], sock: socket.socket, *rest: Any) -> None:
-    """Let the loop forget the file of a Unix socket that is shared: the primary removes it in the end.
+    """Let the loop show its progress, and forget the file of a Unix socket: the primary removes it in the end.
 
     From Python 3.13 on, asyncio unlinks it when the server closes, while other workers may still listen there.
     """
     if descriptors.find(sock) is not None:
         getattr(loop, "_unix_server_sockets", {}).pop(sock, None)
+        heartbeat.beat(loop)
     _plain_start_serving(loop, protocol_factory, sock, *rest)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _cluster, adapt, descriptors, listener, protocol
+from . import _cluster, adapt, descriptors, heartbeat, listener, protocol
 from .channel import CONTROL, Channel, Handle
 from .errors import ProtocolError
 from .script import Script
@@ -116,6 +116,7 @@ class Child:
         signal.signal(END_SIGNAL, self._on_end_signal)
         sys.unraisablehook = self._on_unraisable
         os.register_at_fork(after_in_child=self._abandon)
+        heartbeat.watch_every(self.settings.worker_timeout)
         if self.settings.share_ports:
             listener.install(self)
             adapt.install()
@@ -327,6 +328,10 @@ class Child:
             self._draining = True
             self.worker._step("disconnect")
             return
+        if isinstance(said, protocol.Watch):
+            if fd is not None:
+                heartbeat.write_stacks_to(fd)
+            return
         with self._request_lock:
             waiter = self._waiters.pop(said.seq, None)
         if waiter is None:
@@ -447,6 +452,7 @@ class Child:
         self._closed.set()
         self._channel.abandon()
         descriptors.abandon()
+        heartbeat.abandon()
         signal.signal(END_SIGNAL, signal.SIG_DFL)
         os.close(self._wake)
         self._epoll.close()

@@ -39,8 +39,9 @@ class Cluster(Emitter):
     There is one per process: `pycluster.cluster`.
 
     Emits, in the primary: `setup(settings)`, `fork(worker)`, `online(worker)`, `listening(worker, address)`,
-    `message(worker, message, handle)`, `disconnect(worker)`, `exit(worker, code, signal)`, and `error(exception)` for
-    what a handler raises, if anyone listens for it (else it is logged to "pycluster").
+    `message(worker, message, handle)`, `disconnect(worker)`, `exit(worker, code, signal)`, `hang(worker, hang)` for a
+    worker that hangs, if `settings.worker_timeout` is set (see `Hang`), and `error(exception)` for what a handler
+    raises, if anyone listens for it (else it is logged to "pycluster").
     Source: Node.js, cluster.
     """
 

@@ -1,13 +1,14 @@
 """The primary's listening handles: one per address that workers listen on, whatever the policy.
 
 A handle has few verbs: `join` (a worker has bound), `listen` (it wants connections), `leave` (it closes, disconnects or
-is gone: then what waits for it goes to another one), `close`. RoundRobinHandle accepts in the primary and hands
-connections over; SharedHandle hands out the socket itself, as DatagramHandle does for UDP under either policy. Compare
-the handles of lib/internal/cluster in Node.js.
+is gone: then what waits for it goes to another one), `close`; and a question, `waits_for`. RoundRobinHandle accepts in
+the primary and hands connections over; SharedHandle hands out the socket itself, as DatagramHandle does for UDP under
+either policy. Compare the handles of lib/internal/cluster in Node.js.
 """
 
 import errno
 import os
+import select
 import socket
 from typing import NamedTuple
 
@@ -52,6 +53,10 @@ class Handle:
         """A worker takes no more connections from here. What waits for it goes to another one."""
         self.members.discard(worker_id)
         self._look_after_file()
+
+    def waits_for(self, worker_id: int) -> bool:
+        """Whether connections wait for a worker to accept them."""
+        return False
 
     def close(self) -> None:
         """Remove the socket's file and close the socket. Idempotent.
@@ -102,6 +107,10 @@ class RoundRobinHandle(Handle):
         if channel := self._channels.pop(worker_id, None):
             channel.close()
 
+    def waits_for(self, worker_id: int) -> bool:
+        channel = self._channels.get(worker_id)
+        return channel is not None and channel.waits
+
     def _stop(self) -> None:
         if self._listener is not None:
             self._listener.close()
@@ -114,6 +123,11 @@ class SharedHandle(Handle):
     def listen(self, worker_id: int, slot: int, backlog: int) -> Ticket:
         self._listen(backlog)
         return Ticket(self.sock.fileno(), None)
+
+    def waits_for(self, worker_id: int) -> bool:
+        poller = select.poll()
+        poller.register(self.sock, select.POLLIN)
+        return bool(poller.poll(0))
 
 
 class DatagramHandle(Handle):

@@ -118,6 +118,10 @@ class Listeners:
             _cluster.start_balancer(max_pending)
         return handle, handle.listen(worker_id, slot, said.backlog)
 
+    def wait_for(self, worker_id: int) -> bool:
+        """Whether connections wait for a worker to accept them."""
+        return any(worker_id in handle.members and handle.waits_for(worker_id) for handle in self._by_key.values())
+
     def release(self, worker_id: int, key: int) -> None:
         """A worker has closed a listener; the last one closes the handle."""
         handle = self._of(worker_id, key)

@@ -31,6 +31,7 @@ from .settings import Settings
 from .signals import as_signal, leave_wakeup
 from .start import flush_standard_streams, prepare_copy, spawn
 from .stdio import WorkerStdio
+from .watch import Progress, Watcher
 from .worker import STATES, Worker
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Primary:
         self._listeners = Listeners(self._loop.call_later)
         self._disconnect_callbacks: list[Callable[[], object]] = []
         self.respawner = Respawner(self)
+        self._watcher = Watcher(self)
         self.stopping = False
         self.on_stop: Callable[[bool], object] | None = None
 
@@ -216,6 +218,7 @@ class Primary:
                 if pipe is not None:
                     pipe.close()
         self._listeners.abandon()
+        self._watcher.abandon()
         self._members.clear()
         self._workers.clear()
 
@@ -310,6 +313,18 @@ class Primary:
         if member := self._members.get(worker.id):
             _send_signal(member.pidfd, signal)
 
+    def progress_of(self, worker: Worker) -> Progress:
+        """What a living worker shows of its progress."""
+        return Progress(*_cluster.read_progress(self._members[worker.id].index))
+
+    def connections_wait_for(self, worker: Worker) -> bool:
+        """Whether connections wait for a worker to accept them."""
+        return self._listeners.wait_for(worker.id)
+
+    def watch_stacks(self, worker: Worker, fd: int) -> None:
+        """Tell a living worker to write its stacks to this file (borrowed) when it is asked to."""
+        self._members[worker.id].channel.send_control(protocol.encode(protocol.Watch()), fd)
+
     def is_connected(self, worker: Worker) -> bool:
         member = self._members.get(worker.id)
         return member is not None and not member.channel.closed
@@ -363,7 +378,7 @@ class Primary:
         except EOFError:
             self._close_channel(member)
         except (ProtocolError, msgspec.MsgspecError, ValueError) as exception:
-            self._emit_on(member.worker, "error", ProtocolError(f"worker {member.worker.id}: {exception}"))
+            self.emit_on(member.worker, "error", ProtocolError(f"worker {member.worker.id}: {exception}"))
             self._close_channel(member)
 
     def _obey(self, member: _Member, payload: bytes, fd: int | None) -> None:
@@ -385,7 +400,7 @@ class Primary:
                 raise ProtocolError("online once more")
             worker._step("online")
             member.note()
-            self._emit_on(worker, "online")
+            self.emit_on(worker, "online")
         elif isinstance(said, protocol.BindDescriptor):
             self._answer(member, said, lambda: self._bind_descriptor(member, said.fd))
         elif isinstance(said, protocol.Listen):
@@ -398,7 +413,7 @@ class Primary:
         else:
             self._close_channel(member)
 
-    def _emit_on(self, worker: Worker, event: str, *args: object) -> None:
+    def emit_on(self, worker: Worker, event: str, *args: object) -> None:
         """Emit on the worker, then on the cluster."""
         worker.emit(event, *args)
         if event != "error":
@@ -476,8 +491,9 @@ class Primary:
         member.worker._step("listening")
         member.note()
         self.respawner.came_up(member.worker)
+        self._watcher.listening(member.worker)
         # The event comes with the next dispatch: by then the worker has its answer.
-        self._loop.defer(lambda: self._emit_on(member.worker, "listening", handle.address))
+        self._loop.defer(lambda: self.emit_on(member.worker, "listening", handle.address))
 
     # Ends
 
@@ -491,7 +507,7 @@ class Primary:
         worker._step("closed")
         worker.exited_after_disconnect = worker._asked_to_end
         member.note()
-        self._emit_on(worker, "disconnect")
+        self.emit_on(worker, "disconnect")
         self._call_back_if_disconnected()
 
     def _call_back_if_disconnected(self) -> None:
@@ -528,7 +544,8 @@ class Primary:
         worker.exited_after_disconnect = worker._asked_to_end
         _cluster.release_slot(member.index)
         self.respawner.ended(worker)
-        self._emit_on(worker, "exit", process.exitcode, process.signal)
+        self._watcher.ended(worker)
+        self.emit_on(worker, "exit", process.exitcode, process.signal)
 
 
 def _is_leaving(member: _Member) -> bool:

@@ -91,8 +91,12 @@ class Disconnect(msgspec.Struct, tag=True):
     """Primary: take no more connections, finish what is accepted, and say Drained."""
 
 
+class Watch(msgspec.Struct, tag=True):
+    """Primary: the file that comes along is for the stacks of this worker, when they are asked for (see heartbeat)."""
+
+
 FromWorker = Online | Bind | BindDescriptor | Listen | Release | Leave | Drained
-FromPrimary = Reply | Disconnect
+FromPrimary = Reply | Disconnect | Watch
 
 encode = msgspec.msgpack.Encoder().encode
 decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode

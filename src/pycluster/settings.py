@@ -28,6 +28,11 @@ class Settings:
       max_message_size: the largest encoded message, in bytes.
       max_counters: how many names of counters there can be; fixed by the first fork or counter.
       graceful_timeout: seconds that workers have to finish, once asked, before they are killed.
+      worker_timeout: seconds without progress, while connections wait for it, after which a worker is taken to hang;
+        None to watch nobody. Progress is an accepted connection, or a tick of an event loop. A worker that has not yet
+        accepted, and whose loop has not run yet, is starting, for as long as it likes.
+      on_hang: what is done about such a worker: "report" (the event `hang`, and its stacks in the log), or "kill", too:
+        with SIGKILL, a second later, if it still hangs.
       respawn: whether another worker comes in the place of one that has ended unasked: "never", as in Node.js,
         "on-failure", or "always", after exit status 0 too. At once or, when workers end soon after their start, after
         0.1 s, 0.2 s, … up to 30 s. When none has come up in 3 tries (or one for each worker) `run` gives up.
@@ -49,6 +54,8 @@ class Settings:
     max_message_size: int = 64 * 1024 * 1024
     max_counters: int = 128
     graceful_timeout: float = 30.0
+    worker_timeout: float | None = None
+    on_hang: Literal["report", "kill"] = "report"
     respawn: Literal["never", "on-failure", "always"] = "never"
 
     def merged(self, changes: dict[str, Any]) -> "Settings":
@@ -111,12 +118,15 @@ def _integer(lowest: int, highest: int) -> Callable[[str, Any], int]:
     return check
 
 
-def _seconds(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _wrong_type(name, "a number of seconds", value)
-    if not 0 <= value <= 86400 * 365:
-        raise ValueError(f"setting {name} takes 0 to a year of seconds, not {value}")
-    return float(value)
+def _seconds(lowest: float) -> Callable[[str, Any], float]:
+    def check(name: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise _wrong_type(name, "a number of seconds", value)
+        if not lowest <= value <= 86400 * 365:
+            raise ValueError(f"setting {name} takes {lowest:g} to a year of seconds, not {value}")
+        return float(value)
+
+    return check
 
 
 def _one_of(*choices: str) -> Callable[[str, Any], str]:
@@ -162,7 +172,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_pending": _integer(1, 128),
     "max_message_size": _integer(1, 2**31 - 1),
     "max_counters": _integer(1, 65536),
-    "graceful_timeout": _seconds,
+    "graceful_timeout": _seconds(0),
+    "worker_timeout": _optional(_seconds(0.1)),
+    "on_hang": _one_of("report", "kill"),
     "respawn": _one_of("never", "on-failure", "always"),
 }
 assert set(_CHECKS) == {field.name for field in fields(Settings)}

@@ -14,7 +14,7 @@ from asyncio import base_events, constants, unix_events
 from types import ModuleType
 from typing import Any
 
-from . import listener
+from . import heartbeat, listener
 
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -152,6 +152,7 @@ class _Face:
                 self._loop.add_reader(sock, accept)
 
         read()
+        heartbeat.beat(self._loop)
 
     def _stop_serving(self, sock: socket.socket) -> None:
         self._loop.remove_reader(sock)

@@ -140,7 +140,8 @@ class Worker(Emitter):
       exited_after_disconnect: None until it disconnects or exits; then whether that was asked for.
 
     Emits, in the primary's dispatching thread: `online()`, `listening(address)`, `message(message, handle)`,
-    `disconnect()`, `exit(code, signal)`, `error(exception)`. In a worker: `message`, `disconnect`, `error`.
+    `disconnect()`, `exit(code, signal)`, `hang(hang)`, `error(exception)`. In a worker: `message`, `disconnect`,
+    `error`.
     Source: Node.js, cluster, class Worker.
     """
 
