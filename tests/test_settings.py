@@ -48,6 +48,10 @@ GOOD: dict[str, list[Any]] = {
     "worker_timeout": [None, 0.1, 30],
     "on_hang": ["report", "kill"],
     "respawn": ["never", "on-failure", "always"],
+    "max_connections_per_worker": [None, 1, 10_000],
+    "max_age": [None, 1, 86400.5],
+    "max_rss": [None, 1, 2**40],
+    "max_unavailable": [1, 65536],
 }
 
 WRONG_TYPE: dict[str, list[Any]] = {
@@ -70,6 +74,10 @@ WRONG_TYPE: dict[str, list[Any]] = {
     "worker_timeout": ["30", True],
     "on_hang": [None, True],
     "respawn": [None, True, 1],
+    "max_connections_per_worker": ["1", 1.0, True],
+    "max_age": ["1", True],
+    "max_rss": ["1G", 1e9, True],
+    "max_unavailable": [None, 1.0, True],
 }
 
 OUT_OF_RANGE: dict[str, list[Any]] = {
@@ -85,6 +93,10 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "worker_timeout": [0, 0.09, -1, math.nan],
     "on_hang": ["", "Kill"],
     "respawn": ["", "on_failure"],
+    "max_connections_per_worker": [0, -1],
+    "max_age": [0, 0.9, -1, math.nan],
+    "max_rss": [0, -1],
+    "max_unavailable": [0, -1],
     "graceful_timeout": [-1, -0.001, math.inf, -math.inf, math.nan, 86400 * 365 + 1],
 }
 

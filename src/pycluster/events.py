@@ -143,7 +143,7 @@ def log_exception(exception: Exception) -> None:
     log("error", "exception in an event handler", exception)
 
 
-def log(level: Literal["warning", "error"], text: str, exception: Exception | None = None) -> None:
+def log(level: Literal["info", "warning", "error"], text: str, exception: Exception | None = None) -> None:
     """Log to "pycluster"."""
     try:
         import logging  # only here: every worker would carry it

@@ -25,6 +25,7 @@ from .errors import ChannelClosedError, ClusterError, ProtocolError
 from .handles import Handle
 from .listeners import Listeners, Policy
 from .loop import Loop
+from .recycle import Recycler
 from .respawn import Respawner
 from .script import find_script
 from .settings import Settings
@@ -32,7 +33,7 @@ from .signals import as_signal, leave_wakeup
 from .start import flush_standard_streams, prepare_copy, spawn
 from .stdio import WorkerStdio
 from .watch import Progress, Watcher
-from .worker import STATES, Worker
+from .worker import LEAVING, STATES, Address, Worker
 
 if TYPE_CHECKING:
     from .channel import Callback, HasFileno
@@ -62,10 +63,6 @@ class _Member:
         self.index = index
         self.pidfd = pidfd
         self.channel = channel
-
-    def note(self) -> None:
-        """Show the state to everybody's stats."""
-        _cluster.describe_slot(self.index, self.worker.process.pid, STATES.index(self.worker.state))
 
 
 class Primary:
@@ -107,6 +104,7 @@ class Primary:
         self._disconnect_callbacks: list[Callable[[], object]] = []
         self.respawner = Respawner(self)
         self._watcher = Watcher(self)
+        self._recycler = Recycler(self)
         self.stopping = False
         self.on_stop: Callable[[bool], object] | None = None
 
@@ -151,6 +149,7 @@ class Primary:
         worker = self._adopt(worker_id, slot, pid, pidfd, index, ours, env)
         worker.process.stdin, worker.process.stdout, worker.process.stderr = stdio.keep()
         self.respawner.forked(worker, is_new_place)
+        self._recycler.forked(worker)
         self._loop.defer(lambda: self._emit("fork", worker))
         return worker
 
@@ -175,6 +174,10 @@ class Primary:
             os._exit(1)
         return child
 
+    def fork_in_place_of(self, worker: Worker) -> Worker:
+        """Start a worker with the settings in force, and the slot and the environment of another one."""
+        return self.fork(worker._env, worker.slot)
+
     def _adopt(
         self,
         worker_id: int,
@@ -196,13 +199,21 @@ class Primary:
             defer=self._defer_callback,
         )
         member = _Member(worker, index, pidfd, channel)
-        member.note()
+        self._note(member)
         self._members[worker_id] = member
         self._workers[worker_id] = worker
         self._loop.watch(channel.fileno(), functools.partial(self._on_channel, member))
         self._loop.epoll.register(pidfd, select.EPOLLIN)
         self._loop.watch(pidfd, lambda _: self._reap(member))
         return worker
+
+    def _note(self, member: _Member) -> None:
+        """Show the state to everybody's stats."""
+        _cluster.describe_slot(member.index, member.worker.process.pid, STATES.index(member.worker.state))
+        self._tell_change(member.worker)
+
+    def _tell_change(self, worker: Worker) -> None:
+        self._recycler.changed(worker)
 
     def abandon(self) -> None:
         """In a forked child, worker or not: close the copies of all that the library has opened here."""
@@ -274,7 +285,7 @@ class Primary:
             self.kill_all()
         else:
             self.disconnect_all(None)
-            self.kill_all_later(self.settings.graceful_timeout)
+            self._kill_later(list(self._members), self.settings.graceful_timeout)
 
     def close_listeners(self) -> None:
         """Close the listeners: no worker is left."""
@@ -305,7 +316,7 @@ class Primary:
             return
         worker._asked_to_end = True
         worker._step("disconnect")
-        member.note()
+        self._note(member)
         self._listeners.withdraw(worker.id)
         member.channel.send_control(protocol.encode(protocol.Disconnect()))
 
@@ -324,6 +335,15 @@ class Primary:
     def watch_stacks(self, worker: Worker, fd: int) -> None:
         """Tell a living worker to write its stacks to this file (borrowed) when it is asked to."""
         self._members[worker.id].channel.send_control(protocol.encode(protocol.Watch()), fd)
+
+    def retire(self, worker: Worker) -> None:
+        """Disconnect a worker, and kill it after `graceful_timeout`."""
+        self.disconnect(worker)
+        self._kill_later([worker.id], self.settings.graceful_timeout)
+
+    def addresses_of(self, worker: Worker) -> set[Address]:
+        """What a worker listens on."""
+        return self._listeners.addresses_of(worker.id)
 
     def is_connected(self, worker: Worker) -> bool:
         member = self._members.get(worker.id)
@@ -345,13 +365,13 @@ class Primary:
             member.worker._asked_to_end = True
             _send_signal(member.pidfd, signal.SIGKILL)
 
-    def kill_all_later(self, seconds: float) -> None:
-        """Kill in so many seconds those of the present workers that are left then."""
-        present = set(self._members)
+    def _kill_later(self, worker_ids: list[int], seconds: float) -> None:
+        """Kill in so many seconds those of these workers that are left then."""
 
         def kill() -> None:
-            for worker_id in present & set(self._members):
-                _send_signal(self._members[worker_id].pidfd, signal.SIGKILL)
+            for worker_id in worker_ids:
+                if member := self._members.get(worker_id):
+                    _send_signal(member.pidfd, signal.SIGKILL)
 
         self._loop.call_later(seconds, kill)
 
@@ -399,7 +419,7 @@ class Primary:
             if worker.state not in ("none", "disconnecting"):
                 raise ProtocolError("online once more")
             worker._step("online")
-            member.note()
+            self._note(member)
             self.emit_on(worker, "online")
         elif isinstance(said, protocol.BindDescriptor):
             self._answer(member, said, lambda: self._bind_descriptor(member, said.fd))
@@ -407,6 +427,7 @@ class Primary:
             self._answer(member, said, lambda: self._listen(member, said))
         elif isinstance(said, protocol.Release):
             self._listeners.release(worker.id, said.key)
+            self._tell_change(worker)
         elif isinstance(said, protocol.Leave):
             worker._asked_to_end = True
             self.disconnect(worker)
@@ -489,7 +510,7 @@ class Primary:
 
     def _note_listening(self, member: _Member, handle: Handle) -> None:
         member.worker._step("listening")
-        member.note()
+        self._note(member)
         self.respawner.came_up(member.worker)
         self._watcher.listening(member.worker)
         # The event comes with the next dispatch: by then the worker has its answer.
@@ -506,7 +527,7 @@ class Primary:
         member.channel.close()
         worker._step("closed")
         worker.exited_after_disconnect = worker._asked_to_end
-        member.note()
+        self._note(member)
         self.emit_on(worker, "disconnect")
         self._call_back_if_disconnected()
 
@@ -545,11 +566,12 @@ class Primary:
         _cluster.release_slot(member.index)
         self.respawner.ended(worker)
         self._watcher.ended(worker)
+        self._tell_change(worker)
         self.emit_on(worker, "exit", process.exitcode, process.signal)
 
 
 def _is_leaving(member: _Member) -> bool:
-    return member.worker.state in ("disconnecting", "disconnected", "dead")
+    return member.worker.state in LEAVING
 
 
 def _is_in_use(exception: BaseException) -> bool:

@@ -36,6 +36,11 @@ class Settings:
       respawn: whether another worker comes in the place of one that has ended unasked: "never", as in Node.js,
         "on-failure", or "always", after exit status 0 too. At once or, when workers end soon after their start, after
         0.1 s, 0.2 s, … up to 30 s. When none has come up in 3 tries (or one for each worker) `run` gives up.
+      max_connections_per_worker, max_age, max_rss: a worker that has accepted so many connections, is so many seconds
+        old, or has so many bytes of resident memory (with what it shares; at two looks, a second apart) is replaced: a
+        new one starts, and when that listens on the same addresses the old one is disconnected, and killed after
+        `graceful_timeout`. For each worker the limits are up to a tenth lower, at random. None for no limit.
+      max_unavailable: how many workers may be in the midst of that at a time.
     """
 
     exec: str | None = None
@@ -57,6 +62,10 @@ class Settings:
     worker_timeout: float | None = None
     on_hang: Literal["report", "kill"] = "report"
     respawn: Literal["never", "on-failure", "always"] = "never"
+    max_connections_per_worker: int | None = None
+    max_age: float | None = None
+    max_rss: int | None = None
+    max_unavailable: int = 1
 
     def merged(self, changes: dict[str, Any]) -> "Settings":
         """These settings with `changes` checked and made.
@@ -176,5 +185,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "worker_timeout": _optional(_seconds(0.1)),
     "on_hang": _one_of("report", "kill"),
     "respawn": _one_of("never", "on-failure", "always"),
+    "max_connections_per_worker": _optional(_integer(1, 2**63 - 1)),
+    "max_age": _optional(_seconds(1)),
+    "max_rss": _optional(_integer(1, 2**63 - 1)),
+    "max_unavailable": _integer(1, 65536),
 }
 assert set(_CHECKS) == {field.name for field in fields(Settings)}

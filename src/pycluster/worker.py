@@ -40,6 +40,9 @@ LIFE: dict[tuple[State, Step], State] = {
     ("dead", "closed"): "dead",
 }
 
+# A worker in one of these takes no more connections, and will not again.
+LEAVING: tuple[State, ...] = ("disconnecting", "disconnected", "dead")
+
 # The states by number, as they stand in shared memory.
 STATES: tuple[State, ...] = ("none", "online", "listening", "disconnecting", "disconnected", "dead")
 

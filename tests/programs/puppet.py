@@ -410,6 +410,14 @@ def slot_and_environment(name: str) -> tuple[int, str | None]:
     return cluster.worker.slot, os.environ.get(name)
 
 
+held: list[bytes] = []
+
+
+def hold(size: int) -> None:
+    """Need so many bytes of memory from now on."""
+    held.append(b"x" * size)
+
+
 def sleep(seconds: float) -> None:
     """Be busy with something else."""
     time.sleep(seconds)
@@ -461,6 +469,12 @@ def setup(**settings: Any) -> None:
 
 def kill(worker: int, signal: str) -> None:
     cluster.workers[worker].kill(signal)
+
+
+def set_constant(module: str, name: str, value: float) -> None:
+    """Change how long the library waits for something that takes a minute."""
+    assert hasattr(sys.modules[f"pycluster.{module}"], name)
+    setattr(sys.modules[f"pycluster.{module}"], name, value)
 
 
 def waits_for_workers() -> bool:

@@ -1,0 +1,215 @@
+"""Recycling: workers that have served enough, are old or too large are replaced, and nothing is lost by it."""
+
+import json
+import os
+import re
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from harness import Program, Programs, connect, free_port, request, wait_until
+from puppets import Load, Puppets, Start, who_answers
+from pycluster import Settings
+from pycluster.recycle import JITTER, Limits
+
+REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+
+
+def slots(cluster: Puppets) -> dict[str, int]:
+    """The slot of each living worker, by id."""
+    return {worker: stats["slot"] for worker, stats in cluster.do(0, "stats")["workers"].items()}
+
+
+def use_up(port: int, count: int) -> None:
+    for _ in range(count):
+        request(port, REQUEST)
+
+
+# ---- The limits
+
+
+@pytest.mark.parametrize("name", ["connections", "rss"])
+def test_a_limit_is_up_to_a_tenth_lower_at_random(name: str) -> None:
+    settings = Settings(max_connections_per_worker=1000, max_rss=1000)
+    drawn = [getattr(Limits.draw(settings), name) for _ in range(200)]
+    assert all(1000 * (1 - JITTER) < limit <= 1000 for limit in drawn)
+    assert max(drawn) - min(drawn) > 1000 * JITTER / 2, "so workers do not all reach theirs at a time"
+
+
+def test_without_a_limit_nothing_is_looked_at(start: Start) -> None:
+    assert Limits.draw(Settings()) is None
+
+
+def test_a_worker_that_has_accepted_enough_serves_until_its_successor_listens(start: Start) -> None:
+    cluster = start(workers=0, max_connections_per_worker=5)
+    cluster.do(0, "fork", env={"NUMBER": "one"})
+    cluster.program.wait_for("ready", worker=1)
+    port = free_port()
+    cluster.serve("accept_loop", port, 1)
+    use_up(port, 4)
+    assert who_answers(port) == 1
+    cluster.program.wait_for("ready", worker=2)
+    assert who_answers(port) == 1
+    assert slots(cluster) == {"1": 0, "2": 0}
+    assert cluster.do(2, "slot_and_environment", name="NUMBER") == [0, "one"]
+    cluster.serve("accept_loop", port, 2)
+    assert cluster.wait_for_exit(1) == (0, None)
+    assert cluster.program.wait_for("exit", worker=1)["asked"]
+    assert who_answers(port) == 2
+    assert slots(cluster) == {"2": 0}
+
+
+def test_a_worker_that_is_old_is_replaced_though_it_listens_on_nothing(start: Start) -> None:
+    cluster = start(workers=1, max_age=1)
+    assert cluster.wait_for_exit(1) == (0, None)
+    assert slots(cluster) == {"2": 0}
+    cluster.do(0, "disconnect_all")
+
+
+def test_a_worker_that_stays_too_large_is_replaced(start: Start) -> None:
+    cluster = start(workers=2, max_rss=200_000_000)
+    cluster.do(2, "hold", size=200_000_000)
+    cluster.program.wait_for("ready", worker=3)
+    assert slots(cluster) == {"1": 0, "2": 1, "3": 1}
+    assert cluster.wait_for_exit(2) == (0, None)
+
+
+# ---- How many at a time
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_no_more_than_max_unavailable_are_replaced_at_a_time(start: Start, most: int) -> None:
+    cluster = start(workers=3, max_connections_per_worker=2, max_unavailable=most)
+    port = free_port()
+    cluster.serve("accept_loop", port, 1, 2, 3)
+    use_up(port, 6)
+    for new in range(4, 4 + most):
+        cluster.program.wait_for("ready", worker=new)
+    assert len(slots(cluster)) == 3 + most
+    cluster.serve("accept_loop", port, 4)
+    old = cluster.program.wait_for("exit")["worker"]
+    assert cluster.program.wait_for("ready", worker=4 + most), "the next one's turn comes with the end of the first"
+    assert slots(cluster)["4"] == old - 1
+    assert len(slots(cluster)) == 3 + most
+
+
+# ---- What goes wrong
+
+
+def test_a_successor_that_ends_before_it_is_up_leaves_the_old_one_to_serve(start: Start) -> None:
+    cluster = start(workers=1, max_connections_per_worker=1, respawn="on-failure")
+    port = free_port()
+    cluster.serve("accept_loop", port, 1)
+    use_up(port, 1)
+    cluster.program.wait_for("ready", worker=2)
+    os.kill(cluster.pid(2), signal.SIGKILL)
+    cluster.wait_for_exit(2)
+    assert who_answers(port) == 1
+    assert not cluster.do(0, "waits_for_workers"), "the place is taken"
+    assert "is not replaced, and goes on: the new one has ended before it was up" in cluster.program.stderr
+    os.kill(cluster.pid(1), signal.SIGKILL)
+    cluster.program.wait_for("ready", worker=3)
+    assert slots(cluster) == {"3": 0}, "and its place was its own again"
+
+
+def test_a_successor_that_is_not_up_in_time_is_ended(start: Start) -> None:
+    cluster = start(workers=1, max_connections_per_worker=1)
+    cluster.do(0, "set_constant", module="recycle", name="START_S", value=0.5)
+    port = free_port()
+    cluster.serve("accept_loop", port, 1)
+    use_up(port, 1)
+    assert cluster.wait_for_exit(2) == (0, None)
+    assert who_answers(port) == 1
+    assert "goes on: the new one was not up within 0.5 s; once more in 60 s" in cluster.program.stderr
+
+
+def test_a_successor_takes_the_place_of_an_old_one_that_crashes_meanwhile(start: Start) -> None:
+    cluster = start(workers=1, max_connections_per_worker=1, respawn="on-failure")
+    port = free_port()
+    cluster.serve("accept_loop", port, 1)
+    use_up(port, 1)
+    cluster.program.wait_for("ready", worker=2)
+    os.kill(cluster.pid(1), signal.SIGKILL)
+    cluster.wait_for_exit(1)
+    assert not cluster.do(0, "waits_for_workers")
+    cluster.serve("accept_loop", port, 2)
+    assert who_answers(port) == 2
+    assert slots(cluster) == {"2": 0}
+    os.kill(cluster.pid(2), signal.SIGKILL)
+    cluster.program.wait_for("ready", worker=3)
+
+
+def test_a_stop_in_the_middle_ends_both(start: Start) -> None:
+    cluster = start(workers=1, max_connections_per_worker=1)
+    port = free_port()
+    cluster.serve("accept_loop", port, 1)
+    use_up(port, 1)
+    cluster.program.wait_for("ready", worker=2)
+    cluster.do(0, "disconnect_all")
+    for worker in (1, 2):
+        assert cluster.wait_for_exit(worker) == (0, None)
+    assert "is not replaced" not in cluster.program.stderr
+
+
+# ---- Nothing is lost
+
+
+class KeptAlive:
+    """A client that makes many requests on each of its connections, and counts those that failed."""
+
+    def __init__(self, port: int) -> None:
+        self.failures: list[str] = []
+        self.answers = 0
+        self._port = port
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with connect(self._port) as sock, sock.makefile("rb") as lines:
+                    for _ in range(20):
+                        sock.sendall(b"hello\n")
+                        answer = lines.readline()
+                        assert answer.startswith(b"worker "), answer
+                        self.answers += 1
+            except (OSError, AssertionError) as failure:
+                self.failures.append(repr(failure))
+
+    def __enter__(self) -> "KeptAlive":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def start_recycled(programs: Programs, port: int, **settings: Any) -> Program:
+    program = programs("recycled", port, json.dumps(settings))
+    program.wait_for_all(3, "listening")
+    return program
+
+
+def test_no_request_fails_while_workers_are_recycled(cluster_program: Programs) -> None:
+    port = free_port()
+    program = start_recycled(cluster_program, port, max_connections_per_worker=50)
+    with KeptAlive(port) as kept_alive, Load(port, threads=2) as load:
+        wait_until(lambda: len(program.facts_of("exit")) >= 4 or kept_alive.failures or load.failures)
+    assert not kept_alive.failures
+    assert not load.failures
+    listening: set[int] = set()
+    for fact in program.facts:
+        if fact["event"] == "listening":
+            listening.add(fact["worker"])
+        elif fact["event"] == "exit":
+            listening.remove(fact["worker"])
+            assert len(listening) == 3, "the new one first"
+    program.send_signal(signal.SIGTERM)
+    ended = program.finish()
+    assert ended.returncode == 0
+    assert all(fact["asked"] and fact["code"] == 0 for fact in program.facts_of("exit"))
+    assert max(len(fact["workers"]) for fact in program.facts_of("fork")) == 4, "one at a time"
+    assert re.search(r"worker \d+ \(pid \d+\) is replaced: it has accepted \d+ connections", ended.stderr)
