@@ -63,9 +63,9 @@ def test_a_worker_that_has_accepted_enough_serves_until_its_successor_listens(st
 
 def test_a_worker_that_is_old_is_replaced_though_it_listens_on_nothing(start: Start) -> None:
     cluster = start(workers=1, max_age=1)
+    cluster.do(0, "setup", max_age=None)  # for its successor
     assert cluster.wait_for_exit(1) == (0, None)
     assert slots(cluster) == {"2": 0}
-    cluster.do(0, "disconnect_all")
 
 
 def test_a_worker_that_stays_too_large_is_replaced(start: Start) -> None:
