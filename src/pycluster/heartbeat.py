@@ -37,8 +37,9 @@ def beat(loop: Any) -> None:
     _beating.add(loop)
 
     def tick() -> None:
-        _cluster.count_tick()
-        loop.call_later(interval_s, tick)
+        if interval_s is not None:  # else this is a copy of the worker, with its loop
+            _cluster.count_tick()
+            loop.call_later(interval_s, tick)
 
     loop.call_soon(tick)
 

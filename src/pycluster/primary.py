@@ -149,6 +149,7 @@ class Primary:
         worker = self._adopt(worker_id, slot, pid, pidfd, index, ours, env)
         worker.process.stdin, worker.process.stdout, worker.process.stderr = stdio.keep()
         self.respawner.forked(worker, is_new_place)
+        self._watcher.forked(worker)
         self._recycler.forked(worker)
         self._loop.defer(lambda: self._emit("fork", worker))
         return worker

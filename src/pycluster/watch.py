@@ -100,16 +100,22 @@ class Watcher:
 
     def __init__(self, primary: Primary) -> None:
         self._primary = primary
+        self._settings: dict[int, Settings] = {}  # of workers that do not listen yet
         self._watches: dict[int, _Watch] = {}
 
+    def forked(self, worker: Worker) -> None:
+        """A worker has been forked."""
+        if self._primary.settings.worker_timeout is not None:
+            self._settings[worker.id] = self._primary.settings
+
     def listening(self, worker: Worker) -> None:
-        """A worker listens: look at it from now on."""
-        timeout_s = self._primary.settings.worker_timeout
-        if timeout_s is not None and worker.id not in self._watches:
-            self._watches[worker.id] = _Watch(self._primary, worker, timeout_s)
+        """A worker listens: look at it from now on, if that was asked for when it was forked."""
+        if settings := self._settings.pop(worker.id, None):
+            self._watches[worker.id] = _Watch(self._primary, worker, settings)
 
     def ended(self, worker: Worker) -> None:
         """A worker's process has ended."""
+        self._settings.pop(worker.id, None)
         if watch := self._watches.pop(worker.id, None):
             watch.close()
 
@@ -123,12 +129,13 @@ class Watcher:
 class _Watch:
     """One worker that is looked at."""
 
-    def __init__(self, primary: Primary, worker: Worker, timeout_s: float) -> None:
+    def __init__(self, primary: Primary, worker: Worker, settings: Settings) -> None:
+        assert settings.worker_timeout is not None
         self._primary = primary
         self._worker = worker
-        self._timeout_s = timeout_s
-        self._interval_s = timeout_s / TICKS_PER_TIMEOUT
-        self._kills = primary.settings.on_hang == "kill"
+        self._timeout_s = settings.worker_timeout
+        self._interval_s = self._timeout_s / TICKS_PER_TIMEOUT
+        self._kills = settings.on_hang == "kill"
         self._stacks_fd = _open_stacks()
         self._progress = primary.progress_of(worker)
         self._looked_at = time.monotonic()
