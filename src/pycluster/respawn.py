@@ -52,13 +52,11 @@ class _Life:
     Attributes:
       slot, env: its place; without a slot it gets the lowest that is free.
       crashes: how many before it, in its place, have ended soon after their start, one after the other.
-      up: whether it has listened.
     """
 
     slot: int | None = None
     env: Mapping[str, str] | None = None
     crashes: int = 0
-    up: bool = False
     started_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -119,12 +117,10 @@ class Respawner:
     def came_up(self, worker: Worker) -> None:
         """A worker listens."""
         self.ever_up = True
-        if life := self._lives.get(worker.id):
-            life.up = True
 
     def ended(self, worker: Worker) -> None:
         """A worker's process has ended: decide what comes in its place."""
-        life = self._lives.pop(worker.id, None) or _Life(worker.slot, worker._env)
+        life = self._lives.pop(worker.id)
         asked = worker._asked_to_end or self._primary.stopping
         done = worker.process.exitcode == 0
         self.ever_up = self.ever_up or life.lasted_s >= STEADY_S or (done and not asked)
