@@ -19,6 +19,7 @@ PUBLIC = {
     "ClusterError",
     "ClusterStats",
     "Counter",
+    "Hang",
     "NotPrimaryError",
     "NotWorkerError",
     "Settings",
