@@ -33,9 +33,12 @@ if cluster.is_primary:
         if worker.id < 3:
             cluster.fork({"USERS": str(file.fileno())})
 
+    told = set()
+
     @cluster.on("message")
     def on_message(worker: Worker, message: object, handle: None) -> None:
-        if worker.id == 3:
+        told.add(worker.id)
+        if told == {1, 2, 3}:
             tell("primary", descriptors=open_descriptors(), listening=listening_inodes())
             cluster.disconnect()
 
