@@ -47,7 +47,7 @@ class Channel:
         self,
         sock: socket.socket,
         poll: _cluster.Poll,
-        slot: int | None,
+        index: int | None,
         *,
         serialization: Literal["msgpack", "json"],
         max_message_size: int,
@@ -56,12 +56,13 @@ class Channel:
         """Own `sock` from now on, and register it in the epoll that `poll` waits for.
 
         Args:
+          index: of the worker's slot in the shared region; None for an end without a region.
           max_message_size: in bytes, of an encoded message, both ways.
           defer: runs a function soon, in the thread that the owner's callbacks run in.
         """
         sock.setblocking(False)
         self._sock = sock
-        self._wire = _cluster.Wire(sock.fileno(), poll, max_message_size, slot)
+        self._wire = _cluster.Wire(sock.fileno(), poll, max_message_size, index)
         # Read once, and iterate over the frames that are complete by then; see there.
         self.receive: Callable[[], Iterator[Frame]] = self._wire.receive
         self._defer = defer

@@ -85,7 +85,7 @@ class Child:
         self._channel = Channel(
             sock,
             self._poller,
-            slot,
+            index,
             serialization=settings.serialization,
             max_message_size=settings.max_message_size,
             defer=self.defer,

@@ -194,7 +194,7 @@ class Primary:
         channel = Channel(
             sock,
             self._loop.poll,
-            slot,
+            index,
             serialization=self.settings.serialization,
             max_message_size=self.settings.max_message_size,
             defer=self._defer_callback,

@@ -33,7 +33,7 @@ if cluster.is_primary:
         if worker.id < 3:
             cluster.fork({"USERS": str(file.fileno())})
 
-    told = set()
+    told: set[int] = set()
 
     @cluster.on("message")
     def on_message(worker: Worker, message: object, handle: None) -> None:
