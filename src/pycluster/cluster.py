@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from . import _cluster, listener
 from .child import Child
 from .counters import ClusterStats, make_counter, read_stats
-from .errors import NotPrimaryError, NotWorkerError
+from .errors import NotPrimaryError, NotWorkerError, ReloadError
 from .events import Emitter, log_exception
 from .listeners import Policy
 from .primary import Primary
+from .reload import Reload
 from .settings import Settings
 from .signals import handling
 from .worker import Address, Worker, WorkerProcess
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 SCHED_NONE: Literal["none"] = "none"
 SCHED_RR: Literal["rr"] = "rr"
 POLICY_VARIABLE = "PYCLUSTER_SCHED_POLICY"
+RELOAD_S = 60.0  # for a new worker to come up: an application may take half of it to import
 
 Handler = TypeVar("Handler", bound=Callable[..., object])
 
@@ -54,6 +57,7 @@ class Cluster(Emitter):
         self._policy_frozen = False
         self._settings = Settings()
         self._primary: Primary | None = None
+        self._reload: Reload | None = None
         self._child: Child | None = None
         self._counters: dict[str, _cluster.Counter] = {}
         self._has_region = False
@@ -185,13 +189,43 @@ class Cluster(Emitter):
         """
         self._as_primary("disconnect").disconnect_all(callback)
 
+    def reload(self, timeout: float = RELOAD_S, callback: Callable[[ReloadError | None], object] | None = None) -> None:
+        """Replace the workers that run by new ones, one after the other, without losing a connection.
+
+        For each of them a new worker is forked, with the settings in force and the same `env`. Once that listens on all
+        that the old one listens on, the old one is disconnected, and killed after `settings.graceful_timeout`; when it
+        has ended, the next one's turn comes. Where the old one listens on nothing, the new one must have run for a
+        second. A new worker that ends, or does not come up in time, is ended, and stops the reload: the old ones go on.
+
+        This only starts it; it goes on in the dispatches that follow. While one runs, one more is queued. With the
+        start method "fork" the main script is read anew, and the modules that the primary has imported are not.
+
+        Args:
+          timeout: seconds that each new worker has to come up.
+          callback: called in the end, with None, or with what has stopped the reload. Without one, that is given to the
+            `error` listeners, or logged to "pycluster".
+
+        Raises:
+          NotPrimaryError: in a worker.
+          TypeError, ValueError: `timeout` is no positive number of seconds.
+        """
+        self._as_primary("reload")
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+            raise TypeError(f"reload takes a number of seconds as timeout, not {timeout!r}")
+        if not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise ValueError(f"reload takes a positive number of seconds as timeout, not {timeout!r}")
+        assert self._reload is not None
+        self._reload.ask(timeout, callback)
+
     # Running
 
     def run(self) -> None:
         """Dispatch events until no worker is left, then close the listeners.
 
         Meanwhile SIGTERM and SIGINT disconnect all workers and kill after `settings.graceful_timeout` seconds those
-        that are left; a second one kills at once. In another than the main thread no signal is handled.
+        that are left; a second one kills at once. SIGHUP, which a terminal that closes sends too, is `reload()`.
+        SIGTTIN forks one more worker; SIGTTOU disconnects the youngest, but never the last one, and kills it after
+        `settings.graceful_timeout`. In another than the main thread no signal is handled.
 
         Raises:
           NotPrimaryError: in a worker.
@@ -228,7 +262,14 @@ class Cluster(Emitter):
     def _running(self, primary: Primary) -> Any:
         self._has_run = True
         primary.stopping = False
-        with handling(lambda number, frame: primary.defer(primary.stop), primary.wakeup_fd):
+        answers: dict[int, Callable[[], object]] = {
+            signal.SIGTERM: primary.stop,
+            signal.SIGINT: primary.stop,
+            signal.SIGHUP: lambda: primary.on_hangup(),
+            signal.SIGTTIN: lambda: primary.call_back(self.fork),
+            signal.SIGTTOU: primary.retire_youngest,
+        }
+        with handling(answers, primary.defer, primary.wakeup_fd):
             yield
             primary.close_listeners()
 
@@ -323,6 +364,8 @@ class Cluster(Emitter):
             self._primary = Primary(
                 self._settings, self._policy, self.emit, self._report_exception, self._become_worker
             )
+            self._primary.on_hangup = self.reload
+            self._reload = Reload(self._primary, self._report_reload)
         self._primary.policy = self._policy
         if not self._has_hooks:
             self._has_hooks = True
@@ -342,7 +385,7 @@ class Cluster(Emitter):
         """In every process that the primary forks, workers and others."""
         if self._primary is not None:
             self._primary.abandon()
-            self._primary = None
+            self._primary = self._reload = None
 
     def _become_worker(self, worker_id: int, slot: int, channel: socket.socket, settings: Settings) -> Child:
         """In a new worker, which owns its end of the control channel from now on."""
@@ -357,6 +400,14 @@ class Cluster(Emitter):
             self.emit("error", exception)
         else:
             log_exception(exception)
+
+    def _report_reload(self, error: ReloadError) -> None:
+        if self.listeners("error"):
+            self.emit("error", error)
+        else:
+            import logging  # only here: every worker would carry it
+
+            logging.getLogger("pycluster").error("the reload has stopped: %s", error)
 
 
 class Process:

@@ -33,6 +33,7 @@ class Handle:
         self.address = address
         self.file = file
         self.members: set[int] = set()
+        self.listening: set[int] = set()  # those of them that take connections, or datagrams, from here
         self.backlog = -1
 
     def join(self, worker_id: int) -> None:
@@ -51,6 +52,7 @@ class Handle:
     def leave(self, worker_id: int) -> None:
         """A worker takes no more connections from here. What waits for it goes to another one."""
         self.members.discard(worker_id)
+        self.listening.discard(worker_id)
         self._look_after_file()
 
     def close(self) -> None:

@@ -52,6 +52,8 @@ class Listeners:
         name = (said.family, said.kind, said.address, said.index)
         handle = self._by_name.get(name) or self._open(name, said, sock, policy)
         self._join(worker_id, handle)
+        if said.kind == socket.SOCK_DGRAM:
+            handle.listening.add(worker_id)
         if handle.sock is not sock:
             sock.close()
         return handle
@@ -116,7 +118,13 @@ class Listeners:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if isinstance(handle, RoundRobinHandle):
             _cluster.start_balancer(max_pending)
-        return handle, handle.listen(worker_id, slot, said.backlog)
+        ticket = handle.listen(worker_id, slot, said.backlog)
+        handle.listening.add(worker_id)
+        return handle, ticket
+
+    def addresses_of(self, worker_id: int) -> set[Address]:
+        """What a worker listens on."""
+        return {handle.address for handle in self if worker_id in handle.listening}
 
     def release(self, worker_id: int, key: int) -> None:
         """A worker has closed a listener; the last one closes the handle."""

@@ -29,7 +29,7 @@ from .settings import Settings
 from .signals import as_signal, leave_wakeup
 from .start import flush_standard_streams, prepare_copy, spawn
 from .stdio import WorkerStdio
-from .worker import STATES, Worker
+from .worker import LEAVING, STATES, Address, Worker
 
 if TYPE_CHECKING:
     from .channel import Callback, HasFileno
@@ -53,15 +53,12 @@ Answer = tuple[protocol.Reply, int | None]
 class _Member:
     """What the primary keeps of one worker, beside the object that the user holds."""
 
-    def __init__(self, worker: Worker, slot: int, pidfd: int, channel: Channel) -> None:
+    def __init__(self, worker: Worker, slot: int, pidfd: int, channel: Channel, env: Mapping[str, str] | None) -> None:
         self.worker = worker
         self.slot = slot
         self.pidfd = pidfd
         self.channel = channel
-
-    def note(self) -> None:
-        """Show the state to everybody's stats."""
-        _cluster.describe_slot(self.slot, self.worker.process.pid, STATES.index(self.worker.state))
+        self.env = env
 
 
 class Primary:
@@ -70,6 +67,8 @@ class Primary:
     Attributes:
       stopping: whether a signal has asked for the end.
       on_stop: is told of such a signal, and whether there was one before.
+      on_hangup: is called for a SIGHUP.
+      on_change: is told when a worker's state changes, or what it listens on, before the event is emitted.
     """
 
     def __init__(
@@ -101,6 +100,8 @@ class Primary:
         self._timers = 0
         self.stopping = False
         self.on_stop: Callable[[bool], object] | None = None
+        self.on_hangup: Callable[[], object] = lambda: None
+        self.on_change: Callable[[Worker], object] | None = None
 
     # Forking
 
@@ -135,7 +136,7 @@ class Primary:
             self._start_copy(worker_id, slot, theirs, ours, env, stdio).run(script, args)
         theirs.close()
         self._ids = worker_id
-        worker = self._adopt(worker_id, pid, pidfd, slot, ours)
+        worker = self._adopt(worker_id, pid, pidfd, slot, ours, env)
         worker.process.stdin, worker.process.stdout, worker.process.stderr = stdio.keep()
         self._loop.defer(lambda: self._emit("fork", worker))
         return worker
@@ -160,7 +161,13 @@ class Primary:
             os._exit(1)
         return child
 
-    def _adopt(self, worker_id: int, pid: int, pidfd: int, slot: int, sock: socket.socket) -> Worker:
+    def fork_in_place_of(self, worker: Worker) -> Worker:
+        """Start a worker with the settings in force and the environment that another one, which runs, was given."""
+        return self.fork(self._members[worker.id].env)
+
+    def _adopt(
+        self, worker_id: int, pid: int, pidfd: int, slot: int, sock: socket.socket, env: Mapping[str, str] | None
+    ) -> Worker:
         worker = Worker(worker_id, pid, self, self._report)
         channel = Channel(
             sock,
@@ -169,14 +176,23 @@ class Primary:
             max_message_size=self.settings.max_message_size,
             defer=self._defer_callback,
         )
-        member = _Member(worker, slot, pidfd, channel)
-        member.note()
+        member = _Member(worker, slot, pidfd, channel, env)
+        self._note(member)
         self._members[worker_id] = member
         self._workers[worker_id] = worker
         self._loop.watch(channel.fileno(), functools.partial(self._on_channel, member))
         self._loop.epoll.register(pidfd, select.EPOLLIN)
         self._loop.watch(pidfd, lambda _: self._reap(member))
         return worker
+
+    def _note(self, member: _Member) -> None:
+        """Show the state to everybody's stats."""
+        _cluster.describe_slot(member.slot, member.worker.process.pid, STATES.index(member.worker.state))
+        self._tell_change(member.worker)
+
+    def _tell_change(self, worker: Worker) -> None:
+        if self.on_change is not None:
+            self.on_change(worker)
 
     def abandon(self) -> None:
         """In a forked child, worker or not: close the copies of all that the library has opened here."""
@@ -220,9 +236,9 @@ class Primary:
         self._loop.defer(function)
 
     def _defer_callback(self, function: Callable[[], object]) -> None:
-        self._loop.defer(lambda: self._call_back(function))
+        self._loop.defer(lambda: self.call_back(function))
 
-    def _call_back(self, function: Callable[[], object]) -> None:
+    def call_back(self, function: Callable[[], object]) -> None:
         """Call a function of the user's; what it raises stops nothing, like what a handler raises."""
         try:
             function()
@@ -239,6 +255,20 @@ class Primary:
 
         self._loop.call_later(seconds, call)
 
+    def remind(self, seconds: float, function: Callable[[], object]) -> None:
+        """Run a function in the first dispatch after so many seconds, if the cluster goes on till then."""
+        self._loop.call_later(seconds, function)
+
+    def watch(self, fd: int, function: Callable[[], object]) -> None:
+        """Call a function whenever a descriptor (borrowed) is readable, until `unwatch`."""
+        self._loop.epoll.register(fd, select.EPOLLIN)
+        self._loop.watch(fd, lambda _: function())
+
+    def unwatch(self, fd: int) -> None:
+        """Watch a descriptor, which is open still, no more."""
+        self._loop.unwatch(fd)
+        self._loop.epoll.unregister(fd)
+
     @property
     def finished(self) -> bool:
         """Whether no worker is left, nothing is to be told, and nothing is to be called later."""
@@ -253,7 +283,7 @@ class Primary:
             self.kill_all()
         else:
             self.disconnect_all(None)
-            self.kill_all_later(self.settings.graceful_timeout)
+            self._kill_later(list(self._members), self.settings.graceful_timeout)
 
     def close_listeners(self) -> None:
         """Close the listeners: no worker is left."""
@@ -284,13 +314,29 @@ class Primary:
             return
         worker._asked_to_end = True
         worker._step("disconnect")
-        member.note()
+        self._note(member)
         self._listeners.withdraw(worker.id)
         member.channel.send_control(protocol.encode(protocol.Disconnect()))
 
     def kill(self, worker: Worker, signal: int) -> None:
         if member := self._members.get(worker.id):
             _send_signal(member.pidfd, signal)
+
+    def retire(self, worker: Worker) -> None:
+        """Disconnect a worker, and kill it after `graceful_timeout`."""
+        self.disconnect(worker)
+        self._kill_later([worker.id], self.settings.graceful_timeout)
+
+    def retire_youngest(self) -> None:
+        """Retire the worker that was forked last; not if it is the only one, and none of a pair in a reload."""
+        staying = [worker for worker in self._workers.values() if worker.state not in LEAVING]
+        settled = [worker for worker in staying if not worker._covered]
+        if len(settled) > 1 or (settled and settled != staying):
+            self.retire(settled[-1])
+
+    def addresses_of(self, worker: Worker) -> set[Address]:
+        """What a worker listens on."""
+        return self._listeners.addresses_of(worker.id)
 
     def is_connected(self, worker: Worker) -> bool:
         member = self._members.get(worker.id)
@@ -311,13 +357,13 @@ class Primary:
             member.worker._asked_to_end = True
             _send_signal(member.pidfd, signal.SIGKILL)
 
-    def kill_all_later(self, seconds: float) -> None:
-        """Kill in so many seconds those of the present workers that are left then."""
-        present = set(self._members)
+    def _kill_later(self, worker_ids: list[int], seconds: float) -> None:
+        """Kill in so many seconds those of these workers that are left then."""
 
         def kill() -> None:
-            for worker_id in present & set(self._members):
-                _send_signal(self._members[worker_id].pidfd, signal.SIGKILL)
+            for worker_id in worker_ids:
+                if member := self._members.get(worker_id):
+                    _send_signal(member.pidfd, signal.SIGKILL)
 
         self._loop.call_later(seconds, kill)
 
@@ -365,7 +411,7 @@ class Primary:
             if worker.state not in ("none", "disconnecting"):
                 raise ProtocolError("online once more")
             worker._step("online")
-            member.note()
+            self._note(member)
             self._emit_on(worker, "online")
         elif isinstance(said, protocol.BindDescriptor):
             self._answer(member, said, lambda: self._bind_descriptor(member, said.fd))
@@ -373,6 +419,7 @@ class Primary:
             self._answer(member, said, lambda: self._listen(member, said))
         elif isinstance(said, protocol.Release):
             self._listeners.release(worker.id, said.key)
+            self._tell_change(worker)
         elif isinstance(said, protocol.Leave):
             worker._asked_to_end = True
             self.disconnect(worker)
@@ -455,7 +502,7 @@ class Primary:
 
     def _note_listening(self, member: _Member, handle: Handle) -> None:
         member.worker._step("listening")
-        member.note()
+        self._note(member)
         # The event comes with the next dispatch: by then the worker has its answer.
         self._loop.defer(lambda: self._emit_on(member.worker, "listening", handle.address))
 
@@ -469,8 +516,8 @@ class Primary:
         self._loop.unwatch(member.channel.fileno())
         member.channel.close()
         worker._step("closed")
-        worker.exited_after_disconnect = worker._asked_to_end
-        member.note()
+        worker._note_end()
+        self._note(member)
         self._emit_on(worker, "disconnect")
         self._call_back_if_disconnected()
 
@@ -478,7 +525,7 @@ class Primary:
         if all(member.channel.closed for member in self._members.values()):
             callbacks, self._disconnect_callbacks = self._disconnect_callbacks, []
             for callback in callbacks:
-                self._call_back(callback)
+                self.call_back(callback)
 
     def _reap(self, member: _Member) -> None:
         """The worker's process has ended."""
@@ -505,8 +552,9 @@ class Primary:
         del self._members[worker.id]
         del self._workers[worker.id]
         worker._step("exit")
-        worker.exited_after_disconnect = worker._asked_to_end
+        worker._note_end()
         _cluster.release_slot(member.slot)
+        self._tell_change(worker)
         self._emit_on(worker, "exit", process.exitcode, process.signal)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from .cluster import cluster
 from .errors import ClusterError
 from .journal import Journal
-from .signals import name_of
-from .worker import Address, Worker
+from .signals import end_in_words, name_of
+from .worker import Address, Worker, where
 
 # A worker that crashes within this time of its start may be one that crashes in a loop.
 STEADY_S = 10.0
@@ -32,11 +32,9 @@ class _Life:
 
     Attributes:
       crashes: how many before it, in its place, have crashed soon after their start, one after the other.
-      ours: whether the supervisor started it. Another one, of a reload, is replaced only once it has come up.
     """
 
     crashes: int = 0
-    ours: bool = False
     started_at: float = field(default_factory=time.monotonic)
     addresses: set[str] = field(default_factory=set)
 
@@ -72,7 +70,7 @@ class Supervisor:
         cluster.on("listening", self._on_listening)
         cluster.on("exit", self._on_exit)
         for _ in range(self._count):
-            self._start(_Life(ours=True))
+            self._start(_Life())
         cluster.run()
         if self._primary.stopping:
             status = 0
@@ -112,7 +110,7 @@ class Supervisor:
         pause_s = min(FIRST_PAUSE_S * 2 ** (crashes - 1), LONGEST_PAUSE_S) if crashes else 0.0
         when = f"in {pause_s:g} s" if pause_s else "now"
         self._journal.say(event, f"{text}; another one starts {when}", **facts, pause_s=pause_s)
-        successor = _Life(crashes, ours=True)
+        successor = _Life(crashes)
         self._primary.call_later(pause_s, lambda: self._start(successor))
 
     # What happens
@@ -125,16 +123,16 @@ class Supervisor:
 
     def _on_listening(self, worker: Worker, address: Address) -> None:
         life = self._lives.get(worker.id)
-        where = _where(address)
-        if life is None or where in life.addresses:
+        place = where(address)
+        if life is None or place in life.addresses:
             return  # servers that are given a listening socket call listen() once more
         self._ever_up = True
-        life.addresses.add(where)
-        self._journal.say("listening", f"{_name(worker)} listens on {where}", **_facts(worker), address=where)
+        life.addresses.add(place)
+        self._journal.say("listening", f"{_name(worker)} listens on {place}", **_facts(worker), address=place)
 
     def _on_exit(self, worker: Worker, code: int | None, signal: int | None) -> None:
         life = self._lives.pop(worker.id, None) or _Life()
-        end = f"exited with status {code}" if signal is None else f"was killed by {name_of(signal)}"
+        end = end_in_words(code, signal)
         asked = bool(worker.exited_after_disconnect) or self._primary.stopping
         facts = {
             **_facts(worker),
@@ -150,7 +148,7 @@ class Supervisor:
             return
         self._crashes += 1
         text = f"{_name(worker)} {end} after {life.lasted_s:.1f} s"
-        if self._respawn and (life.ours or came_up):
+        if self._respawn:
             self._replace(life, "died", text, facts)
         else:
             self._shrunk = True
@@ -175,10 +173,3 @@ def _name(worker: Worker) -> str:
 
 def _facts(worker: Worker) -> dict[str, object]:
     return {"worker": worker.id, "pid": worker.process.pid}
-
-
-def _where(address: Address) -> str:
-    if address.path is not None:
-        return address.path
-    host = f"[{address.host}]" if address.host and ":" in address.host else address.host
-    return f"{host}:{address.port}"

@@ -40,6 +40,9 @@ LIFE: dict[tuple[State, Step], State] = {
     ("dead", "closed"): "dead",
 }
 
+# A worker in one of these takes no more connections, and will not again.
+LEAVING: tuple[State, ...] = ("disconnecting", "disconnected", "dead")
+
 # The states by number, as they stand in shared memory.
 STATES: tuple[State, ...] = ("none", "online", "listening", "disconnecting", "disconnected", "dead")
 
@@ -53,6 +56,14 @@ class Address(NamedTuple):
     type: int | None = None
     path: str | None = None
     fd: int | None = None
+
+
+def where(address: Address) -> str:
+    """An address as people write it."""
+    if address.path is not None:
+        return address.path
+    host = f"[{address.host}]" if address.host and ":" in address.host else address.host
+    return f"{host}:{address.port}"
 
 
 class Role(Protocol):
@@ -150,6 +161,7 @@ class Worker(Emitter):
         self._role = role
         self._state: State = "none"
         self._asked_to_end = False
+        self._covered = False  # another one holds its place, in a reload: whoever replaces what crashes need not
 
     @property
     def state(self) -> State:
@@ -229,6 +241,9 @@ class Worker(Emitter):
     def is_dead(self) -> bool:
         """Whether the process has ended."""
         return self._state == "dead"
+
+    def _note_end(self) -> None:
+        self.exited_after_disconnect = self._asked_to_end or self._covered
 
     def _step(self, step: Step) -> None:
         """Go on in its life.

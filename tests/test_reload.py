@@ -1,0 +1,374 @@
+"""Reload: one worker after the other, whatever happens to the old and the new one meanwhile; and SIGHUP and others."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from harness import PROGRAMS, Program, Programs, free_port, request, wait_until
+from puppets import Puppets, Start
+from pycluster.reload import MACHINE
+
+GET = b"GET / HTTP/1.0\r\n\r\n"
+SOON_S = 0.3
+
+
+def workers(cluster: Puppets) -> list[int]:
+    return sorted(map(int, cluster.do(0, "states")))
+
+
+def listening(start: Start, port: int, count: int = 1, **settings: Any) -> Puppets:
+    """A cluster whose workers listen, and wait for nobody when they are to end."""
+    cluster = start(count, **settings)
+    for worker in range(1, count + 1):
+        cluster.do(worker, "listen", port=port)
+    return cluster
+
+
+def wait_for_worker(cluster: Puppets, worker: int) -> None:
+    cluster.program.wait_for("ready", worker=worker)
+
+
+def outcomes(cluster: Puppets, count: int = 1) -> list[str | None]:
+    return [fact["error"] for fact in cluster.program.wait_for_all(count, "reloaded")]
+
+
+def test_each_worker_is_replaced_once_the_new_one_listens(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port, 2)
+    cluster.do(0, "reload")
+    for old, new in ((1, 3), (2, 4)):
+        wait_for_worker(cluster, new)
+        assert not cluster.program.facts_of("disconnect", worker=old)
+        cluster.do(new, "listen", port=port)
+        assert cluster.wait_for_exit(old) == (0, None)
+    assert outcomes(cluster) == [None]
+    assert workers(cluster) == [3, 4]
+    ends = cluster.program.facts_of("exit")
+    assert [(fact["worker"], fact["asked"]) for fact in ends] == [(1, True), (2, True)]
+    assert all(len(fact["workers"]) <= 3 for fact in cluster.program.facts if "workers" in fact), "one more, never two"
+
+
+def test_a_new_worker_must_listen_on_all_that_the_old_one_listens_on(start: Start, tmp_path: pathlib.Path) -> None:
+    port, path = free_port(), str(tmp_path / "socket")
+    cluster = listening(start, port)
+    cluster.do(1, "listen", name="other", path=path)
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 2)
+    cluster.do(2, "listen", port=port)
+    cluster.do(2, "listen", name="bound", path=path, only_bind=True)
+    cluster.do(1, "listen", name="third", port=free_port())
+    assert workers(cluster) == [1, 2]
+    cluster.do(1, "close", name="third")
+    cluster.do(2, "close", name="bound")
+    assert workers(cluster) == [1, 2]
+    cluster.do(2, "listen", name="other", path=path)
+    assert cluster.wait_for_exit(1) == (0, None)
+    assert outcomes(cluster) == [None]
+
+
+def test_a_new_worker_gets_the_environment_of_the_old_one(start: Start) -> None:
+    cluster = start(0)
+    assert cluster.do(0, "fork_with", env={"COLOUR": "green"}) == 1
+    wait_for_worker(cluster, 1)
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 2)
+    assert cluster.do(2, "variable", name="COLOUR") == "green"
+    assert outcomes(cluster) == [None], "what listens on nothing is up when it has run for a second"
+    assert workers(cluster) == [2]
+
+
+@pytest.mark.parametrize("respawn", [False, True])
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_a_new_worker_that_ends_stops_the_reload(end: str, respawn: bool, start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port, 2)
+    if respawn:
+        cluster.do(0, "respawn")
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 3)
+    cluster.begin(3, "end" if end == "exit" else "crash")
+    [said] = outcomes(cluster)
+    assert said is not None
+    how = "exited with status 7" if end == "exit" else "was killed by SIGKILL"
+    assert f"the new worker 3 (pid {cluster.pid(3)}) {how} before it listened on 127.0.0.1:{port}" in said
+    assert cluster.program.wait_for("exit", worker=3)["asked"] is True, "nobody need replace it"
+    assert workers(cluster) == [1, 2]
+    assert all(fact["worker"] in (1, 2, 3) for fact in cluster.program.facts_of("online"))
+    # The next one succeeds.
+    cluster.do(0, "reload")
+    for new in (4, 5):
+        wait_for_worker(cluster, new)
+        cluster.do(new, "listen", port=port)
+    assert outcomes(cluster, 2)[1] is None
+    assert workers(cluster) == [4, 5]
+
+
+def test_a_new_worker_that_does_not_listen_in_time_is_ended(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    cluster.do(0, "reload", timeout=SOON_S)
+    [said] = outcomes(cluster)
+    assert said is not None
+    assert f"did not listen on 127.0.0.1:{port} within 0.3 s" in said
+    assert "timeout=" in said
+    cluster.program.wait_for("exit", worker=2)
+    assert workers(cluster) == [1]
+
+
+@pytest.mark.parametrize("respawn", [False, True])
+def test_a_crash_of_the_old_worker_leaves_its_place_to_the_new_one(respawn: bool, start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    if respawn:
+        cluster.do(0, "respawn")
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 2)
+    cluster.begin(1, "crash")
+    assert cluster.program.wait_for("exit", worker=1)["asked"] is True, "its place is taken"
+    cluster.do(2, "listen", port=port)
+    assert outcomes(cluster) == [None]
+    assert workers(cluster) == [2]
+    cluster.begin(2, "crash")
+    assert cluster.program.wait_for("exit", worker=2)["asked"] is False
+    assert workers(cluster) == [3] * respawn
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_when_old_and_new_crash_one_of_them_is_to_be_replaced(first: int, start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    cluster.do(0, "respawn")
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 2)
+    for worker in (first, 3 - first):
+        os.kill(cluster.pid(worker), signal.SIGKILL)
+    [said] = outcomes(cluster)
+    assert said is not None
+    asked = {worker: cluster.program.wait_for("exit", worker=worker)["asked"] for worker in (1, 2)}
+    assert sorted(asked.values()) == [False, True]
+    wait_for_worker(cluster, 3)
+    assert workers(cluster) == [3]
+
+
+def test_a_late_worker_that_is_alone_in_its_place_is_kept(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    cluster.do(0, "reload", timeout=1.0)
+    wait_for_worker(cluster, 2)
+    cluster.begin(1, "crash")
+    [said] = outcomes(cluster)
+    assert said is not None
+    assert "did not listen" in said
+    cluster.do(2, "listen", port=port)
+    assert cluster.do(0, "states") == {"2": "listening"}
+
+
+def test_a_worker_that_is_disconnected_meanwhile_needs_no_successor(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port, 2)
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 3)
+    cluster.do(0, "disconnect", worker=1)
+    assert cluster.wait_for_exit(1) == cluster.wait_for_exit(3) == (0, None)
+    wait_for_worker(cluster, 4)
+    cluster.do(4, "listen", port=port)
+    assert outcomes(cluster) == [None]
+    assert workers(cluster) == [4]
+
+
+def test_reloads_that_are_asked_for_meanwhile_become_one(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    for _ in range(3):
+        cluster.do(0, "reload")
+    for new in (2, 3):
+        wait_for_worker(cluster, new)
+        cluster.do(new, "listen", port=port)
+    assert outcomes(cluster, 3) == [None] * 3
+    assert workers(cluster) == [3]
+
+
+def test_when_all_are_disconnected_the_reload_is_over(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port, 2)
+    cluster.do(0, "reload")
+    cluster.do(0, "reload_without_callback", timeout=60)
+    wait_for_worker(cluster, 3)
+    cluster.do(0, "disconnect_all")
+    for worker in (1, 2, 3):
+        assert cluster.wait_for_exit(worker) == (0, None)
+    [said] = outcomes(cluster)
+    assert workers(cluster) == []
+    assert said is None, "there is nobody left to be replaced"
+    assert "stopped" not in cluster.program.stderr
+
+
+def test_a_reload_without_workers_is_done_at_once(start: Start) -> None:
+    cluster = start(0)
+    cluster.do(0, "reload")
+    assert outcomes(cluster) == [None]
+
+
+@pytest.mark.parametrize("listener", [False, True])
+def test_what_stops_a_reload_is_told_to_error_listeners_or_logged(listener: bool, start: Start) -> None:
+    cluster = listening(start, free_port())
+    if listener:
+        cluster.do(0, "listen_for_errors")
+    cluster.do(0, "reload_without_callback", timeout=SOON_S)
+    if listener:
+        assert cluster.program.wait_for("error")["type"] == "ReloadError"
+        assert "reload" not in cluster.program.stderr
+    else:
+        assert wait_until(lambda: "the reload has stopped: the new worker 2" in cluster.program.stderr)
+
+
+def test_reload_needs_room_for_one_worker_more(start: Start) -> None:
+    cluster = start(1, max_workers=1)
+    cluster.do(0, "reload")
+    [said] = outcomes(cluster)
+    assert said is not None
+    assert "raise settings.max_workers" in said
+    assert workers(cluster) == [1]
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(0, "ValueError"), (-1, "ValueError"), ("1", "TypeError")])
+def test_a_timeout_is_a_positive_number(timeout: Any, error: str, start: Start) -> None:
+    with pytest.raises(RuntimeError, match=f"{error}.*timeout"):
+        start(0).do(0, "reload", timeout=timeout)
+
+
+def test_reload_is_the_primarys(start: Start) -> None:
+    with pytest.raises(RuntimeError, match=r"NotPrimaryError.*cluster\.reload"):
+        start(1).do(1, "reload")
+
+
+def test_every_state_of_a_reload_is_reached_and_left() -> None:
+    states = {state for state, _ in MACHINE}
+    assert states == set(MACHINE.values())
+    assert all(any(before != state for (before, _), after in MACHINE.items() if after == state) for state in states)
+
+
+# ---- Signals, and new code
+
+
+class Load:
+    """Threads that make a connection per request, one after the other, and note the version that answers."""
+
+    def __init__(self, port: int, threads: int) -> None:
+        self.answers: list[tuple[int, int]] = []
+        self.failures: list[str] = []
+        self._port = port
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            try:
+                answer = request(self._port, GET)
+                found = re.search(rb"version (\d+) worker (\d+)$", answer)
+                assert found, answer
+                self.answers.append((int(found[1]), int(found[2])))
+            except (OSError, AssertionError) as failure:
+                self.failures.append(repr(failure))
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class Service:
+    """programs/versioned.py, of which there are new versions."""
+
+    def __init__(self, programs: Programs, directory: pathlib.Path, count: int, **settings: Any) -> None:
+        self.port = free_port()
+        self.count = count
+        self._script = directory / "service.py"
+        self._source = (PROGRAMS / "versioned.py").read_text()
+        self.release(0)
+        self.program = programs.add(Program(self._script, str(count), str(self.port), json.dumps(settings)))
+        self.program.wait_for_all(count, "listening")
+
+    def release(self, version: int, more: str = "") -> None:
+        """Write a new version, at once for whoever reads it."""
+        new = self._script.with_suffix(".new")
+        new.write_text(self._source.replace("VERSION = 0", f"VERSION = {version}\n{more}"))
+        new.rename(self._script)
+
+    def reload(self) -> None:
+        """Send SIGHUP, and wait until all workers are others."""
+        before = len(self.program.facts_of("exit"))
+        self.program.send_signal(signal.SIGHUP)
+        ends = self.program.wait_for_all(before + self.count, "exit", timeout=60)[before:]
+        assert [(fact["code"], fact["asked"]) for fact in ends] == [(0, True)] * self.count
+
+    def end(self) -> None:
+        before = len(self.program.facts_of("exit"))
+        self.program.send_signal(signal.SIGTERM)
+        assert self.program.finish().returncode == 0
+        ends = [(fact["code"], fact["asked"]) for fact in self.program.facts_of("exit")]
+        assert ends[before:] == [(0, True)] * self.count
+
+
+@pytest.mark.parametrize(("method", "count", "reloads"), [("fork", 2, 6), ("fork", 1, 6), ("spawn", 2, 3)])
+def test_reloads_under_load_fail_no_request_and_run_new_code(
+    method: str, count: int, reloads: int, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, count, start_method=method)
+    descriptors = len(os.listdir(f"/proc/{service.program.pid}/fd"))
+    with Load(service.port, 4) as load:
+        for version in range(1, reloads + 1):
+            service.release(version)
+            service.reload()
+            already = len(load.answers)
+            assert wait_until(lambda already=already: len(load.answers) > already + 8 or load.failures)  # type: ignore[misc]
+            assert not load.failures
+            assert {answer[0] for answer in load.answers[already + 4 :]} == {version}
+    assert load.failures == []
+    assert len(os.listdir(f"/proc/{service.program.pid}/fd")) == descriptors
+    service.end()
+
+
+def test_a_broken_version_leaves_the_old_workers_serving_and_is_told(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 2)
+    service.program.expects_traceback = True
+    with Load(service.port, 2) as load:
+        for more, said in (("?", "exited with status 1"), ("sys.exit(5)", "exited with status 5")):
+            service.release(1, more)
+            service.program.send_signal(signal.SIGHUP)
+            assert wait_until(lambda said=said: f"{said} before it listened" in service.program.stderr)  # type: ignore[misc]
+    assert load.failures == []
+    assert set(load.answers) == {(0, 1), (0, 2)}
+    service.end()
+
+
+def test_sigttin_and_sigttou_change_the_number_of_workers_by_one(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 1)
+    program = service.program
+    program.send_signal(signal.SIGTTIN)
+    program.wait_for("listening", worker=2)
+    program.send_signal(signal.SIGTTIN)
+    program.wait_for("listening", worker=3)
+    program.send_signal(signal.SIGTTOU)
+    assert program.wait_for("exit")["worker"] == 3
+    program.send_signal(signal.SIGTTOU)
+    program.wait_for("exit", worker=2)
+    program.send_signal(signal.SIGTTOU)
+    service.reload()
+    assert [fact["worker"] for fact in program.facts_of("exit")] == [3, 2, 1], "the last one stays"
+    service.end()
