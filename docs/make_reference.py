@@ -40,7 +40,7 @@ CLASSES = (
     ("counters.py", "ClusterStats"),
     ("counters.py", "WorkerStats"),
 )
-ERRORS = ("ClusterError", "NotPrimaryError", "NotWorkerError", "ChannelClosedError")
+ERRORS = ("ClusterError", "NotPrimaryError", "NotWorkerError", "ChannelClosedError", "ReloadError")
 # Of the emitter, of dataclasses, or for the library itself.
 PRIVATE = {"merged"}
 

@@ -185,13 +185,24 @@ def test_a_worker_that_is_disconnected_meanwhile_needs_no_successor(start: Start
 def test_reloads_that_are_asked_for_meanwhile_become_one(start: Start) -> None:
     port = free_port()
     cluster = listening(start, port)
-    for _ in range(3):
-        cluster.do(0, "reload")
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 2)
+    cluster.do(0, "reload", times=3)
     for new in (2, 3):
         wait_for_worker(cluster, new)
         cluster.do(new, "listen", port=port)
-    assert outcomes(cluster, 3) == [None] * 3
+    assert outcomes(cluster, 4) == [None] * 4
     assert workers(cluster) == [3]
+
+
+def test_a_worker_that_was_forked_after_a_reload_was_asked_for_is_not_replaced(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    cluster.do(0, "reload", times=2)
+    wait_for_worker(cluster, 2)
+    cluster.do(2, "listen", port=port)
+    assert outcomes(cluster, 2) == [None] * 2
+    assert workers(cluster) == [2]
 
 
 def test_when_all_are_disconnected_the_reload_is_over(start: Start) -> None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SCHED_NONE: Literal["none"] = "none"
 SCHED_RR: Literal["rr"] = "rr"
 POLICY_VARIABLE = "PYCLUSTER_SCHED_POLICY"
-RELOAD_S = 60.0  # for a new worker to come up: an application may take half of it to import
 
 Handler = TypeVar("Handler", bound=Callable[..., object])
 
@@ -189,19 +188,20 @@ class Cluster(Emitter):
         """
         self._as_primary("disconnect").disconnect_all(callback)
 
-    def reload(self, timeout: float = RELOAD_S, callback: Callable[[ReloadError | None], object] | None = None) -> None:
-        """Replace the workers that run by new ones, one after the other, without losing a connection.
+    def reload(self, timeout: float = 60.0, callback: Callable[[ReloadError | None], object] | None = None) -> None:
+        """Replace the workers that run by new ones, one after the other. No connection is lost.
 
         For each of them a new worker is forked, with the settings in force and the same `env`. Once that listens on all
         that the old one listens on, the old one is disconnected, and killed after `settings.graceful_timeout`; when it
         has ended, the next one's turn comes. Where the old one listens on nothing, the new one must have run for a
         second. A new worker that ends, or does not come up in time, is ended, and stops the reload: the old ones go on.
 
-        This only starts it; it goes on in the dispatches that follow. While one runs, one more is queued. With the
-        start method "fork" the main script is read anew, and the modules that the primary has imported are not.
+        This only starts it; it goes on in the dispatches that follow. While one runs, one more is queued, for those
+        that have been forked by now. With the start method "fork" the main script is read anew, and the modules that
+        the primary has imported are not.
 
         Args:
-          timeout: seconds that each new worker has to come up.
+          timeout: seconds that each new worker has to come up; large applications take half a minute to import.
           callback: called in the end, with None, or with what has stopped the reload. Without one, that is given to the
             `error` listeners, or logged to "pycluster".
 

@@ -66,6 +66,7 @@ class Primary:
 
     Attributes:
       stopping: whether a signal has asked for the end.
+      held: whether the cluster goes on without workers, until it is stopped.
       on_stop: is told of such a signal, and whether there was one before.
       on_hangup: is called for a SIGHUP.
       on_change: is told when a worker's state changes, or what it listens on, before the event is emitted.
@@ -99,11 +100,17 @@ class Primary:
         self._disconnect_callbacks: list[Callable[[], object]] = []
         self._timers = 0
         self.stopping = False
+        self.held = False
         self.on_stop: Callable[[bool], object] | None = None
         self.on_hangup: Callable[[], object] = lambda: None
         self.on_change: Callable[[Worker], object] | None = None
 
     # Forking
+
+    @property
+    def last_id(self) -> int:
+        """The id of the worker that was forked last, 0 for none."""
+        return self._ids
 
     def fork(self, env: Mapping[str, str] | None) -> Worker:
         """See `Cluster.fork`."""
@@ -271,8 +278,8 @@ class Primary:
 
     @property
     def finished(self) -> bool:
-        """Whether no worker is left, nothing is to be told, and nothing is to be called later."""
-        return not self._members and not self._loop.pending and (self.stopping or not self._timers)
+        """Whether no worker is left, nothing is to be told, and nothing is to be waited for."""
+        return not self._members and not self._loop.pending and (self.stopping or not (self._timers or self.held))
 
     def stop(self) -> None:
         """A signal asks for the end: disconnect all, and kill what is left later; at once, when it asks again."""

@@ -18,9 +18,9 @@ from .worker import LEAVING, Address, Worker, where
 State = Literal["idle", "choosing", "starting", "alone", "retiring"]
 Event = Literal["asked", "chosen", "none left", "up", "failed", "crashed", "dismissed", "gone"]
 
-# A reload replaces the workers that run when it begins, in the order of their age. For each it forks a new one with the
-# settings in force and the old one's environment; waits until that is up; disconnects the old one, which is killed
-# after `graceful_timeout`; and waits for its end, so that there is never more than one worker too many.
+# A reload replaces the workers that were forked before it was asked for, in the order of their age. For each it forks a
+# new one with the settings in force and the old one's environment; waits until that is up; disconnects the old one,
+# which is killed after `graceful_timeout`; and waits for its end, so that there is never more than one worker too many.
 #
 #   idle      nothing is to be done
 #   choosing  which one is next; passed through at once
@@ -39,7 +39,8 @@ Event = Literal["asked", "chosen", "none left", "up", "failed", "crashed", "dism
 #   failed     the new one has ended, or was asked to by somebody else, or is not up in time. It is ended, unless it
 #              holds the place alone, and the reload stops: the old ones go on.
 #   dismissed  somebody else has asked the old one to end: it needs no successor, and the new one is ended.
-#   asked      while a reload runs: one more follows it, however often it is asked for.
+#   asked      while a reload runs: one more follows it, however often it is asked for. It replaces whom the first one
+#              has forked before that.
 #
 # When all workers are disconnected, no case of its own is needed: the new one has been asked to end, or the old ones
 # have, and none is left to be replaced.
@@ -80,6 +81,7 @@ class Reload:
         self._queued: list[Callback | None] = []
         self._timeout_s = 0.0
         self._queued_timeout_s = 0.0
+        self._queued_last_id = 0
         self._olds: deque[Worker] = deque()
         self._old: Worker | None = None
         self._new: Worker | None = None
@@ -91,11 +93,13 @@ class Reload:
 
     def ask(self, timeout_s: float, callback: Callback | None) -> None:
         """Reload in the next dispatch, or once more after the reload that runs. Any thread."""
-        self._primary.defer(lambda: self._ask(timeout_s, callback))
+        last_id = self._primary.last_id
+        self._primary.defer(lambda: self._ask(timeout_s, callback, last_id))
 
-    def _ask(self, timeout_s: float, callback: Callback | None) -> None:
+    def _ask(self, timeout_s: float, callback: Callback | None, last_id: int) -> None:
         self._queued.append(callback)
         self._queued_timeout_s = timeout_s
+        self._queued_last_id = last_id
         was_idle = self._state == "idle"
         self._step("asked")
         if was_idle:
@@ -181,7 +185,8 @@ class Reload:
     def _begin(self) -> None:
         self._callbacks, self._queued = self._queued, []
         self._timeout_s = self._queued_timeout_s
-        self._olds.extend(self._primary.workers.values())
+        workers = self._primary.workers.values()
+        self._olds.extend(worker for worker in workers if worker.id <= self._queued_last_id)
         self._choose()
 
     def _choose(self) -> None:

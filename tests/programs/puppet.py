@@ -460,8 +460,9 @@ def disconnect_all() -> None:
     cluster.disconnect()
 
 
-def reload(timeout: float = 60) -> None:
-    cluster.reload(timeout, lambda error: tell("reloaded", error=None if error is None else str(error)))
+def reload(timeout: float = 60, times: int = 1) -> None:
+    for _ in range(times):
+        cluster.reload(timeout, lambda error: tell("reloaded", error=None if error is None else str(error)))
 
 
 def reload_without_callback(timeout: float) -> None:
