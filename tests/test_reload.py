@@ -6,6 +6,7 @@ import pathlib
 import re
 import signal
 import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -269,10 +270,10 @@ def test_every_state_of_a_reload_is_reached_and_left() -> None:
 
 
 class Load:
-    """Threads that make a connection per request, one after the other, and note the version that answers."""
+    """Threads that make a connection per request, one after the other, and note what answers: version, part, worker."""
 
     def __init__(self, port: int, threads: int) -> None:
-        self.answers: list[tuple[int, int]] = []
+        self.answers: list[tuple[int, int, int]] = []
         self.failures: list[str] = []
         self._port = port
         self._stop = threading.Event()
@@ -281,12 +282,15 @@ class Load:
     def _ask(self) -> None:
         while not self._stop.is_set():
             try:
-                answer = request(self._port, GET)
-                found = re.search(rb"version (\d+) worker (\d+)$", answer)
-                assert found, answer
-                self.answers.append((int(found[1]), int(found[2])))
+                self.answers.append(ask(self._port))
             except (OSError, AssertionError) as failure:
                 self.failures.append(repr(failure))
+
+    def versions(self) -> set[tuple[int, int]]:
+        """The versions that answer from now on."""
+        already = len(self.answers) + len(self._threads)  # those may have asked before
+        assert wait_until(lambda: len(self.answers) > already + 8 or self.failures)
+        return {answer[:2] for answer in self.answers[already:]}
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
@@ -299,77 +303,186 @@ class Load:
             thread.join()
 
 
-class Service:
-    """programs/versioned.py, of which there are new versions."""
+def ask(port: int) -> tuple[int, int, int]:
+    answer = request(port, GET)
+    found = re.search(rb"version (\d+)\.(\d+) worker (\d+)$", answer)
+    assert found, answer
+    return int(found[1]), int(found[2]), int(found[3])
 
-    def __init__(self, programs: Programs, directory: pathlib.Path, count: int, **settings: Any) -> None:
+
+class Service:
+    """programs/versioned.py, and a module that it imports, of which there are new versions."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        directory: pathlib.Path,
+        count: int,
+        way: str = "run",
+        start: Sequence[str] = ("service.py",),
+        **settings: Any,
+    ) -> None:
         self.port = free_port()
         self.count = count
-        self._script = directory / "service.py"
+        self.directory = directory
         self._source = (PROGRAMS / "versioned.py").read_text()
         self.release(0)
-        self.program = programs.add(Program(self._script, str(count), str(self.port), json.dumps(settings)))
+        arguments = [*start, str(count), str(self.port), json.dumps(settings), way]
+        self.program = programs.add(Program(*arguments, cwd=directory))
         self.program.wait_for_all(count, "listening")
 
-    def release(self, version: int, more: str = "") -> None:
+    def release(self, version: int, changes: Mapping[str, str] | None = None) -> None:
         """Write a new version, at once for whoever reads it."""
-        new = self._script.with_suffix(".new")
-        new.write_text(self._source.replace("VERSION = 0", f"VERSION = {version}\n{more}"))
-        new.rename(self._script)
+        source = self._source.replace("VERSION = 0", f"VERSION = {version}")
+        for old, new in (changes or {}).items():
+            assert old in source
+            source = source.replace(old, new)
+        # Of another size each time: Python takes what it has compiled for up to date when size and second are the same.
+        for name, text in (("service.py", source), ("part.py", f"VERSION = {version}\n")):
+            (self.directory / "new").write_text(text + "#" * version)
+            (self.directory / "new").rename(self.directory / name)
 
     def reload(self) -> None:
         """Send SIGHUP, and wait until all workers are others."""
-        before = len(self.program.facts_of("exit"))
+        before = set(self.program.processes())
         self.program.send_signal(signal.SIGHUP)
-        ends = self.program.wait_for_all(before + self.count, "exit", timeout=60)[before:]
-        assert [(fact["code"], fact["asked"]) for fact in ends] == [(0, True)] * self.count
 
-    def end(self) -> None:
-        before = len(self.program.facts_of("exit"))
+        def is_done() -> bool:
+            now = set(self.program.processes())
+            return now & before == {self.program.pid} and len(now) == self.count + 1
+
+        assert wait_until(is_done, 30), self.program
+
+    def fails_to_reload(self, said: str, number: int = signal.SIGHUP) -> None:
+        self.program.send_signal(number)
+        assert wait_until(lambda: said in self.program.stderr), self.program
+
+    def end(self, status: int = 0) -> None:
         self.program.send_signal(signal.SIGTERM)
-        assert self.program.finish().returncode == 0
-        ends = [(fact["code"], fact["asked"]) for fact in self.program.facts_of("exit")]
-        assert ends[before:] == [(0, True)] * self.count
+        assert self.program.finish().returncode == status
 
 
-@pytest.mark.parametrize(("method", "count", "reloads"), [("fork", 2, 6), ("fork", 1, 6), ("spawn", 2, 3)])
+def descriptors(program: Program) -> list[str]:
+    """The kinds of what a primary has open."""
+    directory = f"/proc/{program.pid}/fd"
+    return sorted(os.readlink(f"{directory}/{fd}").partition(":")[0] for fd in os.listdir(directory))
+
+
+@pytest.mark.parametrize(("method", "count", "reloads"), [("fork", 2, 4), ("fork", 1, 2), ("spawn", 2, 2)])
 def test_reloads_under_load_fail_no_request_and_run_new_code(
     method: str, count: int, reloads: int, cluster_program: Programs, tmp_path: pathlib.Path
 ) -> None:
     service = Service(cluster_program, tmp_path, count, start_method=method)
-    descriptors = len(os.listdir(f"/proc/{service.program.pid}/fd"))
+    before = descriptors(service.program)
     with Load(service.port, 4) as load:
         for version in range(1, reloads + 1):
             service.release(version)
             service.reload()
-            already = len(load.answers)
-            assert wait_until(lambda already=already: len(load.answers) > already + 8 or load.failures)  # type: ignore[misc]
-            assert not load.failures
-            assert {answer[0] for answer in load.answers[already + 4 :]} == {version}
-    assert load.failures == []
-    assert len(os.listdir(f"/proc/{service.program.pid}/fd")) == descriptors
+            assert load.versions() == {(version, version)}
+            assert load.failures == []
+    assert wait_until(lambda: descriptors(service.program) == before)
+    versions = [fact["version"] for fact in service.program.facts_of("ready", pid=service.program.pid)]
+    assert versions == (list(range(reloads + 1)) if method == "fork" else [0]), "the primary itself is new"
     service.end()
 
 
-def test_a_broken_version_leaves_the_old_workers_serving_and_is_told(
-    cluster_program: Programs, tmp_path: pathlib.Path
+@pytest.mark.parametrize(
+    ("way", "start"),
+    [("run", "service.py"), ("serve", "service.py"), ("implicitly", "service.py"), ("run", "-m service")],
+)
+def test_the_primary_starts_anew_as_it_was_started(
+    way: str, start: str, cluster_program: Programs, tmp_path: pathlib.Path
 ) -> None:
+    service = Service(cluster_program, tmp_path, 1, way, start.split())
+    service.release(1)
+    service.reload()
+    service.release(2)
+    service.reload()
+    assert ask(service.port)[:2] == (2, 2)
+    service.end()
+    told = [{**fact, "version": None} for fact in service.program.facts_of("ready")]
+    assert len(told) == 3
+    assert told[1:] == told[:-1]
+    assert len(service.program.facts_of("over")) == (way != "implicitly")
+
+
+BROKEN = {
+    "a syntax error": ({"import asyncio": "?"}, "exited with status 1 before it listened"),
+    "an end at once": ({"import asyncio": "raise SystemExit(5)"}, "exited with status 5 before it listened"),
+    "an exception in the primary": (
+        {"    tell_events()": "    raise ValueError('not today')"},
+        "the new version has ended before it ran the cluster",
+    ),
+    "ends of workers that only the new primary starts": (
+        {"ENV = None": 'ENV = {"BROKEN": "1"}'},
+        "exited with status 3 before it",
+    ),
+    "an end of the primary": (
+        {"    tell_events()": "    sys.exit(5)"},
+        "the new version has ended before it ran the cluster",
+    ),
+    "an end after forks": (
+        {"    tell(": "    raise ValueError('not today')\n    tell("},
+        "the new version has ended before it ran the cluster",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_version_leaves_the_old_workers_serving_and_is_told(
+    broken: str, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    changes, said = BROKEN[broken]
     service = Service(cluster_program, tmp_path, 2)
     service.program.expects_traceback = True
     with Load(service.port, 2) as load:
-        for more, said in (("?", "exited with status 1"), ("sys.exit(5)", "exited with status 5")):
-            service.release(1, more)
-            service.program.send_signal(signal.SIGHUP)
-            assert wait_until(lambda said=said: f"{said} before it listened" in service.program.stderr)  # type: ignore[misc]
+        service.release(1, changes)
+        service.fails_to_reload(said)
+        assert wait_until(lambda: len(service.program.processes()) == 3)
+        assert load.versions() == {(0, 0)}
+        service.release(2)
+        service.reload()
+        assert load.versions() == {(2, 2)}
     assert load.failures == []
-    assert set(load.answers) == {(0, 1), (0, 2)}
     service.end()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({'elif "IDLE" in os.environ': "elif True"}, "the new worker 3"),
+        ({"ENV = None": 'ENV = {"IDLE": "1"}'}, "the new version did not listen on 127.0.0.1"),
+    ],
+)
+def test_a_version_that_never_listens_leaves_the_old_workers_serving_and_is_told(
+    changes: dict[str, str], said: str, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 2)
+    with Load(service.port, 2) as load:
+        service.release(1, changes)
+        service.fails_to_reload(said, signal.SIGUSR1)
+        assert load.versions() == {(0, 0)}
+        service.release(2)
+        service.reload()
+        assert load.versions() == {(2, 2)}
+    assert load.failures == []
+    service.end()
+
+
+def test_old_workers_are_ended_gracefully_when_the_new_script_has_failed(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 2)
+    service.release(1, {"    tell_events()": "    sys.exit(5)"})
+    service.fails_to_reload("the new version has ended")
+    assert ask(service.port)[:2] == (0, 0)
+    service.end(5)
 
 
 def test_sigttin_and_sigttou_change_the_number_of_workers_by_one(
     cluster_program: Programs, tmp_path: pathlib.Path
 ) -> None:
-    service = Service(cluster_program, tmp_path, 1)
+    service = Service(cluster_program, tmp_path, 1, start_method="spawn")
     program = service.program
     program.send_signal(signal.SIGTTIN)
     program.wait_for("listening", worker=2)
@@ -381,5 +494,6 @@ def test_sigttin_and_sigttou_change_the_number_of_workers_by_one(
     program.wait_for("exit", worker=2)
     program.send_signal(signal.SIGTTOU)
     service.reload()
-    assert [fact["worker"] for fact in program.facts_of("exit")] == [3, 2, 1], "the last one stays"
+    ends = program.wait_for_all(3, "exit")
+    assert [fact["worker"] for fact in ends] == [3, 2, 1], "the last one stays"
     service.end()

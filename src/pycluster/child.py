@@ -125,7 +125,7 @@ class Child:
         try:
             status = self._run_script(script, args)
         except SystemExit as exception:
-            status = _exit_status(exception)  # the end signal came while the script was ending by itself
+            status = exit_status(exception)  # the end signal came while the script was ending by itself
         self._leave(status)
 
     def _run_script(self, script: Script, args: list[str]) -> int:
@@ -137,10 +137,10 @@ class Child:
             self._wait_for_messages()
             return 0
         except SystemExit as exception:
-            return _exit_status(exception)
+            return exit_status(exception)
         except BaseException as exception:
             self._script_runs = False
-            exception.__traceback__ = _users_part(exception.__traceback__)
+            exception.__traceback__ = users_part(exception.__traceback__)
             sys.excepthook(type(exception), exception, exception.__traceback__)
             return 1
         finally:
@@ -450,7 +450,7 @@ class Child:
         self._epoll.close()
 
 
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
+def users_part(trace: TracebackType | None) -> TracebackType | None:
     """Without the frames of this library and of runpy at the top, which say nothing about the user's program."""
     ours = (os.path.dirname(__file__), "<frozen runpy>")
     rest = trace
@@ -459,7 +459,7 @@ def _users_part(trace: TracebackType | None) -> TracebackType | None:
     return rest or trace
 
 
-def _exit_status(exception: SystemExit) -> int:
+def exit_status(exception: SystemExit) -> int:
     """The status that the interpreter would end with."""
     if exception.code is None:
         return 0

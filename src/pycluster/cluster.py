@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from . import _cluster, listener
+from . import _cluster, listener, takeover
 from .child import Child
 from .counters import ClusterStats, make_counter, read_stats
 from .errors import NotPrimaryError, NotWorkerError, ReloadError
@@ -18,6 +18,7 @@ from .events import Emitter, log_exception
 from .listeners import Policy
 from .primary import Primary
 from .reload import Reload
+from .script import find_script
 from .settings import Settings
 from .signals import handling
 from .worker import Address, Worker, WorkerProcess
@@ -170,9 +171,7 @@ class Cluster(Emitter):
         self._policy_frozen = True
         self._need_region()
         worker = primary.fork(env)
-        if not self._runs_at_exit:
-            self._runs_at_exit = True
-            _run_at_exit(self._run_implicitly)
+        self._need_implicit_run()
         return worker
 
     def disconnect(self, callback: Callable[[], object] | None = None) -> None:
@@ -270,8 +269,20 @@ class Cluster(Emitter):
             signal.SIGTTOU: primary.retire_youngest,
         }
         with handling(answers, primary.defer, primary.wakeup_fd):
-            yield
+            primary.running = True
+            assert self._reload is not None
+            primary.defer(self._reload.look_soon)
+            try:
+                yield
+            finally:
+                primary.running = False
             primary.close_listeners()
+        takeover.forget_signals()
+
+    def _need_implicit_run(self) -> None:
+        if not self._runs_at_exit:
+            self._runs_at_exit = True
+            _run_at_exit(self._run_implicitly)
 
     def _run_implicitly(self) -> None:
         """At the end of the primary's script, as in Node.js; not when an exception has ended it."""
@@ -365,7 +376,7 @@ class Cluster(Emitter):
                 self._settings, self._policy, self.emit, self._report_exception, self._become_worker
             )
             self._primary.on_hangup = self.reload
-            self._reload = Reload(self._primary, self._report_reload)
+            self._reload = Reload(self._primary, self._report_reload, self._renews, self._renew)
         self._primary.policy = self._policy
         if not self._has_hooks:
             self._has_hooks = True
@@ -400,6 +411,17 @@ class Cluster(Emitter):
             self.emit("error", exception)
         else:
             log_exception(exception)
+
+    def _renews(self) -> bool:
+        """Whether new code needs a new primary: a copy of this one has its modules."""
+        assert self._primary is not None
+        settings = self._settings
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        return settings.start_method == "fork" and settings.exec is None and self._primary.running and is_main_thread
+
+    def _renew(self, timeout_s: float) -> None:
+        assert self._primary is not None
+        takeover.execute(self._primary, find_script(None), timeout_s)
 
     def _report_reload(self, error: ReloadError) -> None:
         if self.listeners("error"):

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -50,7 +50,7 @@ REBIND_INTERVAL_S = 0.005
 Answer = tuple[protocol.Reply, int | None]
 
 
-class _Member:
+class Member:
     """What the primary keeps of one worker, beside the object that the user holds."""
 
     def __init__(self, worker: Worker, slot: int, pidfd: int, channel: Channel, env: Mapping[str, str] | None) -> None:
@@ -66,6 +66,7 @@ class Primary:
 
     Attributes:
       stopping: whether a signal has asked for the end.
+      running: whether it dispatches until the end, in `run()` or `serve()`.
       held: whether the cluster goes on without workers, until it is stopped.
       on_stop: is told of such a signal, and whether there was one before.
       on_hangup: is called for a SIGHUP.
@@ -93,13 +94,14 @@ class Primary:
         self._become_worker = become_worker
         self._loop = Loop()
         self._ids = 0
-        self._members: dict[int, _Member] = {}
+        self._members: dict[int, Member] = {}
         self._workers: dict[int, Worker] = {}
         self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
         self._listeners = Listeners(self._loop.call_later)
         self._disconnect_callbacks: list[Callable[[], object]] = []
         self._timers = 0
         self.stopping = False
+        self.running = False
         self.held = False
         self.on_stop: Callable[[bool], object] | None = None
         self.on_hangup: Callable[[], object] = lambda: None
@@ -112,8 +114,8 @@ class Primary:
         """The id of the worker that was forked last, 0 for none."""
         return self._ids
 
-    def fork(self, env: Mapping[str, str] | None) -> Worker:
-        """See `Cluster.fork`."""
+    def fork(self, env: Mapping[str, str] | None, start_method: Literal["fork", "spawn"] | None = None) -> Worker:
+        """See `Cluster.fork`. `start_method` takes the place of the setting."""
         settings = self.settings
         script = find_script(settings.exec)
         if len(self._members) >= settings.max_workers:
@@ -128,7 +130,7 @@ class Primary:
             raise
         slot = _cluster.acquire_slot(worker_id)
         try:
-            if settings.start_method == "spawn":
+            if (start_method or settings.start_method) == "spawn":
                 pid, pidfd = spawn(worker_id, slot, theirs.fileno(), script, args, env, settings, stdio)
             else:
                 flush_standard_streams()
@@ -168,9 +170,9 @@ class Primary:
             os._exit(1)
         return child
 
-    def fork_in_place_of(self, worker: Worker) -> Worker:
+    def fork_in_place_of(self, worker: Worker, start_method: Literal["fork", "spawn"] | None = None) -> Worker:
         """Start a worker with the settings in force and the environment that another one, which runs, was given."""
-        return self.fork(self._members[worker.id].env)
+        return self.fork(self._members[worker.id].env, start_method)
 
     def _adopt(
         self, worker_id: int, pid: int, pidfd: int, slot: int, sock: socket.socket, env: Mapping[str, str] | None
@@ -183,16 +185,25 @@ class Primary:
             max_message_size=self.settings.max_message_size,
             defer=self._defer_callback,
         )
-        member = _Member(worker, slot, pidfd, channel, env)
-        self._note(member)
-        self._members[worker_id] = member
         self._workers[worker_id] = worker
-        self._loop.watch(channel.fileno(), functools.partial(self._on_channel, member))
-        self._loop.epoll.register(pidfd, select.EPOLLIN)
-        self._loop.watch(pidfd, lambda _: self._reap(member))
+        self.enroll(Member(worker, slot, pidfd, channel, env))
         return worker
 
-    def _note(self, member: _Member) -> None:
+    def enroll(self, member: Member) -> None:
+        """Listen to a worker, and to its end."""
+        self._note(member)
+        self._members[member.worker.id] = member
+        if not member.channel.closed:
+            self._loop.watch(member.channel.fileno(), functools.partial(self._on_channel, member))
+        self._loop.epoll.register(member.pidfd, select.EPOLLIN)
+        self._loop.watch(member.pidfd, lambda _: self._reap(member))
+
+    @property
+    def inherited(self) -> list[Worker]:
+        """The workers of the last image of this process, which are not among `workers`."""
+        return [member.worker for member in self._members.values() if member.worker._inherited]
+
+    def _note(self, member: Member) -> None:
         """Show the state to everybody's stats."""
         _cluster.describe_slot(member.slot, member.worker.process.pid, STATES.index(member.worker.state))
         self._tell_change(member.worker)
@@ -208,7 +219,8 @@ class Primary:
         leave_wakeup(self._loop.wakeup_fd)
         self._loop.close()
         for member in self._members.values():
-            member.channel.abandon()
+            if not member.channel.closed:
+                member.channel.abandon()
             os.close(member.pidfd)
             process = member.worker.process
             for pipe in (process.stdin, process.stdout, process.stderr):
@@ -376,14 +388,14 @@ class Primary:
 
     # What workers say
 
-    def _on_channel(self, member: _Member, events: int) -> None:
+    def _on_channel(self, member: Member, events: int) -> None:
         if events & select.EPOLLOUT:
             member.channel.flush()
             if events == select.EPOLLOUT:
                 return
         self._receive(member)
 
-    def _receive(self, member: _Member) -> None:
+    def _receive(self, member: Member) -> None:
         """Read once, and handle what has come."""
         try:
             for kind, payload, fd in member.channel.receive():
@@ -400,7 +412,7 @@ class Primary:
             self._emit_on(member.worker, "error", ProtocolError(f"worker {member.worker.id}: {exception}"))
             self._close_channel(member)
 
-    def _obey(self, member: _Member, payload: bytes, fd: int | None) -> None:
+    def _obey(self, member: Member, payload: bytes, fd: int | None) -> None:
         """Do what the library in the worker asks for."""
         worker = member.worker
         try:
@@ -434,14 +446,14 @@ class Primary:
             self._close_channel(member)
 
     def _emit_on(self, worker: Worker, event: str, *args: object) -> None:
-        """Emit on the worker, then on the cluster."""
+        """Emit on the worker, then on the cluster, which does not know of inherited ones."""
         worker.emit(event, *args)
-        if event != "error":
+        if event != "error" and not worker._inherited:
             self._emit(event, worker, *args)
 
     # Listeners
 
-    def _answer(self, member: _Member, said: _Request, act: Callable[[], Answer | None]) -> None:
+    def _answer(self, member: Member, said: _Request, act: Callable[[], Answer | None]) -> None:
         key = 0
         try:
             answer = act()
@@ -461,7 +473,7 @@ class Primary:
             self._listeners.release(member.worker.id, key)  # there was no descriptor for the duplicate to be sent
         member.channel.send_control(protocol.encode(reply))
 
-    def _bind(self, member: _Member, said: protocol.Bind, fd: int | None) -> Answer | None:
+    def _bind(self, member: Member, said: protocol.Bind, fd: int | None) -> Answer | None:
         if fd is None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
         try:
@@ -471,7 +483,7 @@ class Primary:
             raise
         return self._bind_socket(member, said, sock, time.monotonic() + REBIND_S)
 
-    def _bind_socket(self, member: _Member, said: protocol.Bind, sock: socket.socket, deadline: float) -> Answer | None:
+    def _bind_socket(self, member: Member, said: protocol.Bind, sock: socket.socket, deadline: float) -> Answer | None:
         if _is_leaving(member):
             sock.close()
             return protocol.Reply(0, address=said.address, quiet=True), None
@@ -494,20 +506,20 @@ class Primary:
         self._note_listening(member, handle)
         return reply, handle.sock.fileno()
 
-    def _bind_descriptor(self, member: _Member, fd: int) -> tuple[protocol.Reply, int | None]:
+    def _bind_descriptor(self, member: Member, fd: int) -> tuple[protocol.Reply, int | None]:
         if member.worker.state == "disconnecting":
             return protocol.Reply(0, quiet=True), None
         handle = self._listeners.bind_descriptor(member.worker.id, fd, self.policy)
         return protocol.Reply(0, key=handle.key), handle.sock.fileno()
 
-    def _listen(self, member: _Member, said: protocol.Listen) -> Answer:
+    def _listen(self, member: Member, said: protocol.Listen) -> Answer:
         if member.worker.state == "disconnecting":
             return protocol.Reply(0, quiet=True), None
         handle, ticket = self._listeners.listen(member.worker.id, member.slot, said, self.settings.max_pending)
         self._note_listening(member, handle)
         return protocol.Reply(0, key=handle.key, cell=ticket.cell), ticket.fd
 
-    def _note_listening(self, member: _Member, handle: Handle) -> None:
+    def _note_listening(self, member: Member, handle: Handle) -> None:
         member.worker._step("listening")
         self._note(member)
         # The event comes with the next dispatch: by then the worker has its answer.
@@ -515,7 +527,7 @@ class Primary:
 
     # Ends
 
-    def _close_channel(self, member: _Member) -> None:
+    def _close_channel(self, member: Member) -> None:
         """The worker has disconnected, as asked or not."""
         if member.channel.closed:
             return
@@ -534,7 +546,7 @@ class Primary:
             for callback in callbacks:
                 self.call_back(callback)
 
-    def _reap(self, member: _Member) -> None:
+    def _reap(self, member: Member) -> None:
         """The worker's process has ended."""
         worker, process = member.worker, member.worker.process
         try:
@@ -557,7 +569,7 @@ class Primary:
         os.close(member.pidfd)
         self._listeners.forget(worker.id)
         del self._members[worker.id]
-        del self._workers[worker.id]
+        self._workers.pop(worker.id, None)
         worker._step("exit")
         worker._note_end()
         _cluster.release_slot(member.slot)
@@ -565,7 +577,7 @@ class Primary:
         self._emit_on(worker, "exit", process.exitcode, process.signal)
 
 
-def _is_leaving(member: _Member) -> bool:
+def _is_leaving(member: Member) -> bool:
     return member.worker.state in ("disconnecting", "disconnected", "dead")
 
 

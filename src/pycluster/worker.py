@@ -161,6 +161,7 @@ class Worker(Emitter):
         self._role = role
         self._state: State = "none"
         self._asked_to_end = False
+        self._inherited = False  # from the last image of the primary: the script does not know of it
         self._covered = False  # another one holds its place, in a reload: whoever replaces what crashes need not
 
     @property
