@@ -1365,7 +1365,7 @@ cdef class Listener:
         """What the next image of this process needs to `adopt`, beside the channels. Under `lock_balancer`.
 
         Returns:
-          `(held, orphans)`: a connection in transit, `(fd, peer)`, or None; and of each channel that nobody has any more
+          `(held, orphans)`: a connection in transit, `(fd, peer)`, or None; and of each channel whose worker is gone
           `(send_fd, receive_fd, slot, sent)`, the slot being -1 when it is not counted. All descriptors are borrowed.
         """
         cdef ListenerState *state = self.state
@@ -1389,21 +1389,25 @@ cdef class Listener:
         cdef ListenerState *state = self.state
         cdef Channel *channel
         cdef const char *peer
-        if held is not None:
-            state.held.length = min(<size_t>len(held[1]), sizeof(state.held.peer))
-            peer = held[1]
-            memcpy(&state.held.peer, peer, state.held.length)
-            state.held.fd = held[0]
-        for send_fd, receive_fd, slot, sent in orphans:
-            channel = <Channel *>calloc(1, sizeof(Channel))
-            if channel == NULL:
-                raise MemoryError
-            channel.listener = state
-            channel.send_fd = send_fd
-            channel.receive_fd = receive_fd
-            channel.slot = slot_at(slot) if slot >= 0 else NULL
-            channel.sent = sent
-            ring_append(&state.orphans, &channel.link)
+        lock_balancer()
+        try:
+            if held is not None:
+                state.held.length = min(<size_t>len(held[1]), sizeof(state.held.peer))
+                peer = held[1]
+                memcpy(&state.held.peer, peer, state.held.length)
+                state.held.fd = held[0]
+            for send_fd, receive_fd, slot, sent in orphans:
+                channel = <Channel *>calloc(1, sizeof(Channel))
+                if channel == NULL:
+                    raise MemoryError
+                channel.listener = state
+                channel.send_fd = send_fd
+                channel.receive_fd = receive_fd
+                channel.slot = slot_at(slot) if slot >= 0 else NULL
+                channel.sent = sent
+                ring_append(&state.orphans, &channel.link)
+        finally:
+            unlock_balancer()
 
     def close(self):
         """Stop accepting; what the kernel has accepted by now still goes to the channels, whether full or not.
@@ -2282,7 +2286,7 @@ cdef class Wire:
     # Handing on to the next image of this process
 
     def export(self):
-        """What `adopt` takes: `(incoming, descriptors, outgoing)`, each of `outgoing` being `(header, payload, done, fd)`.
+        """What `adopt` takes: `(incoming, descriptors, outgoing)`, with `(header, payload, done, fd)` in `outgoing`.
 
         All descriptors are borrowed.
         """

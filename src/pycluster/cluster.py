@@ -188,21 +188,27 @@ class Cluster(Emitter):
         self._as_primary("disconnect").disconnect_all(callback)
 
     def reload(self, timeout: float = 60.0, callback: Callable[[ReloadError | None], object] | None = None) -> None:
-        """Replace the workers that run by new ones, one after the other. No connection is lost.
+        """Replace the workers that run by new ones, of new code. No connection is lost.
 
-        For each of them a new worker is forked, with the settings in force and the same `env`. Once that listens on all
-        that the old one listens on, the old one is disconnected, and killed after `settings.graceful_timeout`; when it
-        has ended, the next one's turn comes. Where the old one listens on nothing, the new one must have run for a
+        One after the other: a new worker is forked, with the settings in force and the same `env`. Once that listens on
+        all that the old one listens on, the old one is disconnected, and killed after `settings.graceful_timeout`; when
+        it has ended, the next one's turn comes. Where the old one listens on nothing, the new one must have run for a
         second. A new worker that ends, or does not come up in time, is ended, and stops the reload: the old ones go on.
 
+        With the start method "fork" workers have the modules of the primary. So under `run` and `serve` in the main
+        thread, when the first new worker, a fresh interpreter here, is up, the primary executes itself anew: the same
+        process with its listeners and workers runs the script again from the top, and the old workers are disconnected
+        as those come up that it forks. Nothing else of the primary is kept: no thread, no open file, no `atexit`
+        function. With "spawn", and with `settings.exec`, the primary stays what it is.
+
         This only starts it; it goes on in the dispatches that follow. While one runs, one more is queued, for those
-        that have been forked by now. With the start method "fork" the main script is read anew, and the modules that
-        the primary has imported are not.
+        that have been forked by now.
 
         Args:
           timeout: seconds that each new worker has to come up; large applications take half a minute to import.
-          callback: called in the end, with None, or with what has stopped the reload. Without one, that is given to the
-            `error` listeners, or logged to "pycluster".
+          callback: called in the end, with None, or with what has stopped the reload; not by a primary that has
+            executed itself anew meanwhile. Without a callback, what has stopped it is given to the `error` listeners,
+            or logged to "pycluster".
 
         Raises:
           NotPrimaryError: in a worker.
@@ -268,7 +274,7 @@ class Cluster(Emitter):
             signal.SIGTTIN: lambda: primary.call_back(self.fork),
             signal.SIGTTOU: primary.retire_youngest,
         }
-        with handling(answers, primary.defer, primary.wakeup_fd):
+        with takeover.passing_signals_on(), handling(answers, primary.defer, primary.wakeup_fd):
             primary.running = True
             assert self._reload is not None
             primary.defer(self._reload.look_soon)
@@ -277,7 +283,6 @@ class Cluster(Emitter):
             finally:
                 primary.running = False
             primary.close_listeners()
-        takeover.forget_signals()
 
     def _need_implicit_run(self) -> None:
         if not self._runs_at_exit:

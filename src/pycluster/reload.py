@@ -248,13 +248,13 @@ class Reload:
 
     def _look_at_successors(self) -> None:
         addresses_of = self._primary.addresses_of
-        news = [worker for worker in self._primary.workers.values() if worker.state not in LEAVING]
+        news = self._staying()
         for new in news:
             heir = None if new.id in self._successors else self._find_heir(addresses_of(new))
             if heir is not None:
                 self._successors.add(new.id)
                 self._primary.retire(heir)
-        olds = [worker for worker in self._primary.inherited if worker.state not in LEAVING]
+        olds = self._staying_inherited()
         missing = set().union(*map(addresses_of, olds)) - set().union(*map(addresses_of, news))
         if self._fallen is not None or self._is_late:
             self._wanted = missing
@@ -263,16 +263,23 @@ class Reload:
             self._finish(error, self._primary.stopping)
         elif self._primary.running and not missing and all(addresses_of(new) or self._has_settled(new) for new in news):
             self._step("done")
+            self._retire_inherited()
             self._finish(None)
+
+    def _staying(self) -> list[Worker]:
+        return [worker for worker in self._primary.workers.values() if worker.state not in LEAVING]
+
+    def _staying_inherited(self) -> list[Worker]:
+        return [worker for worker in self._primary.inherited if worker.state not in LEAVING]
+
+    def _retire_inherited(self) -> None:
+        for worker in self._staying_inherited():
+            self._primary.retire(worker)
 
     def _find_heir(self, addresses: set[Address]) -> Worker | None:
         """The oldest inherited worker that listens on nothing but these."""
-        for old in self._primary.inherited:
-            if (
-                old.state not in LEAVING
-                and self._primary.addresses_of(old)
-                and self._primary.addresses_of(old) <= addresses
-            ):
+        for old in self._staying_inherited():
+            if set() < self._primary.addresses_of(old) <= addresses:
                 return old
         return None
 
@@ -285,10 +292,9 @@ class Reload:
         self._callbacks, self._queued = self._queued, []
         self._timeout_s = self._queued_timeout_s
         self._renewing = self._renews()
-        workers = list(self._primary.workers.values())
-        if self._renewing and not workers:
-            workers = self._primary.inherited  # of a new image whose script has failed
-        self._olds.extend(worker for worker in workers if worker.id <= self._queued_last_id)
+        # In a new image whose script has failed there are only the inherited ones.
+        staying = self._staying() or self._staying_inherited()
+        self._olds.extend(worker for worker in staying if worker.id <= self._queued_last_id)
         self._choose()
 
     def _choose(self) -> None:
@@ -298,6 +304,8 @@ class Reload:
             self._olds.popleft()
         if not self._olds:
             self._step("none left")
+            if self._staying():
+                self._retire_inherited()
             self._finish(None)
             return
         old = self._olds.popleft()
@@ -350,9 +358,6 @@ class Reload:
         callbacks, self._callbacks = self._callbacks, []
         self._olds.clear()
         self._old = self._new = None
-        if error is None:
-            for worker in self._primary.inherited:
-                self._primary.retire(worker)  # of the last image: the new ones do without them
         for callback in callbacks:
             if callback is not None:
                 self._tell(callback, error)

@@ -48,7 +48,8 @@ VARIABLE = "PYCLUSTER_SUCCESSOR"
 # the versions of the shared region and of what is handed on.
 _BOOTSTRAP = os.path.join(os.path.dirname(__file__), "successor.py")
 
-# What comes while nobody can answer waits: for the new image, or for the old one if there is none.
+# What `run()` answers. These, and signals that the script has handlers for, are blocked around the execve, and wait in
+# the new image until its script has handlers for them, or runs the cluster: their default is to end the process.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
 
 # As this process was started: what the script has changed since, it will change again.
@@ -108,6 +109,8 @@ class Handed(msgspec.Struct):
     last_id: int
     last_key: int
     timeout_s: float
+    signals: list[int]
+    mask: list[int]
     script: Script
     workers: list[HandedWorker]
     handles: list[HandedHandle]
@@ -150,10 +153,12 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
     flush_standard_streams()
     opened: list[int] = []
     directory = None
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    handled = {number for number in range(1, signal.NSIG) if callable(signal.getsignal(number))}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
     _cluster.lock_balancer()
     try:
         handed = _write_down(primary, script, timeout_s)
+        handed.signals, handed.mask = sorted(handled), sorted(mask)
         state = os.memfd_create("pycluster-state", 0)
         opened.append(state)
         with open(state, "wb", closefd=False) as file:
@@ -179,7 +184,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
         _cluster.unlock_balancer()
         for fd in opened:
             os.close(fd)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     raise AssertionError("unreachable")
 
 
@@ -196,6 +201,8 @@ def _write_down(primary: Primary, script: Script, timeout_s: float) -> Handed:
         last_id=primary._ids,
         last_key=listeners._keys,
         timeout_s=timeout_s,
+        signals=[],
+        mask=[],
         script=script,
         workers=[_write_worker_down(member) for member in primary._members.values()],
         # Not those that are closed: what lies in their channels is the workers', who have their ends.
@@ -270,7 +277,7 @@ def succession(cluster: "Cluster", handed: Handed) -> Iterator[None]:
     assert cluster._reload is not None
     cluster._reload.succeed(handed.timeout_s)
     cluster._need_implicit_run()
-    _catch_signals(primary)
+    _catch_signals(primary, handed)
     try:
         yield
     except BaseException as exception:
@@ -296,34 +303,53 @@ def _show(exception: BaseException) -> int:
     return 1
 
 
-def _catch_signals(primary: Primary) -> None:
-    """Until the script runs the cluster, which answers signals then."""
-    global _early
+def _catch_signals(primary: Primary, handed: Handed) -> None:
+    """Until the script has handlers of its own, or runs the cluster."""
+    global _catcher
 
-    def answer(number: int, frame: object) -> None:
+    def catch(number: int, frame: object) -> None:
         if number == signal.SIGHUP:
             primary.defer(lambda: primary.on_hangup())
         elif number in (signal.SIGTERM, signal.SIGINT):
             primary.stopping = True
             primary.defer(primary.stop)
             raise SystemExit(0)
+        else:
+            _caught.append(number)
 
-    _early = answer
-    for number in SIGNALS:
-        signal.signal(number, answer)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    _catcher = catch
+    for number in {*SIGNALS, *handed.signals}:
+        signal.signal(number, catch)
+    signal.pthread_sigmask(signal.SIG_SETMASK, handed.mask)
 
 
-def forget_signals() -> None:
-    """The cluster has been run: what it did not answer before is as in any process. Main thread, or nothing to do."""
-    if _early is None or threading.current_thread() is not threading.main_thread():
+_catcher: Callable[[int, Any], None] | None = None
+_caught: list[int] = []
+
+
+@contextlib.contextmanager
+def passing_signals_on() -> Iterator[None]:
+    """While the cluster runs: the script has its handlers by now, or will have none, and gets what has been caught.
+
+    Where this is no new image, or not the main thread, nothing happens.
+    """
+    if _catcher is None or threading.current_thread() is not threading.main_thread():
+        yield
         return
-    for number in SIGNALS:
-        if signal.getsignal(number) is _early:
+    _uncatch(set(range(1, signal.NSIG)) - {*SIGNALS})
+    try:
+        yield
+    finally:
+        _uncatch(set(SIGNALS))
+
+
+def _uncatch(numbers: set[int]) -> None:
+    for number in numbers:
+        if signal.getsignal(number) is _catcher:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-
-_early: Callable[[int, Any], None] | None = None
+        elif number in _caught:
+            _caught.remove(number)
+            signal.raise_signal(number)
 
 
 def _adopt(handed: Handed, primary: Primary) -> None:
