@@ -5,13 +5,25 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from harness import PROGRAMS, Program, Programs, free_port, request, wait_until
+from harness import (
+    PATIENCE_S,
+    PROGRAMS,
+    Program,
+    Programs,
+    connect_to,
+    free_port,
+    read_all,
+    request,
+    wait_until,
+)
 from puppets import Puppets, Start
 from pycluster.reload import MACHINE
 
@@ -477,6 +489,65 @@ def test_old_workers_are_ended_gracefully_when_the_new_script_has_failed(
     service.fails_to_reload("the new version has ended")
     assert ask(service.port)[:2] == (0, 0)
     service.end(5)
+
+
+@pytest.mark.parametrize("policy", ["rr", "none"])
+def test_messages_listeners_and_counters_outlive_the_image_of_the_primary(
+    policy: str, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    path, port = tmp_path / "socket", free_port()
+    program = cluster_program("takeover", path, port, env={"PYCLUSTER_SCHED_POLICY": policy})
+    program.wait_for("serving")
+    for image in (2, 3):
+        before = set(program.processes())
+        program.send_signal(signal.SIGHUP)
+        assert program.wait_for("image", number=image)["workers"], "no old one is among them"
+
+        def is_done(before: set[int] = before) -> bool:
+            now = set(program.processes())
+            return now & before == {program.pid} and len(now) == 2
+
+        assert wait_until(is_done), program
+        newest = max(fact["worker"] for fact in program.facts_of("serving"))
+        assert who_answers_in_words(path) == b"worker %d" % newest
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE_S)
+            client.sendto(b"who?", ("127.0.0.1", port))
+            assert client.recv(1000) == b"worker %d" % newest
+    program.send_signal(signal.SIGTERM)
+    assert program.finish().returncode == 0
+    assert not path.exists()
+    messages = program.facts_of("message")
+    assert all(fact["whole"] for fact in messages)
+    for worker in {fact["worker"] for fact in messages}:
+        numbers = [fact["number"] for fact in messages if fact["worker"] == worker]
+        assert numbers == list(range(len(numbers))), "none is lost between two images"
+    assert any(fact["image"] == 2 for fact in messages if fact["worker"] == 1), (
+        "an old worker is heard by the new image"
+    )
+    assert {fact["worker"] for fact in program.facts_of("exit")} <= {fact["worker"] for fact in messages}
+    assert not program.facts_of("exit", worker=1), "what the script has not forked it does not see end"
+
+
+def who_answers_in_words(path: pathlib.Path) -> bytes:
+    with connect_to(str(path)) as client:
+        return read_all(client)
+
+
+def test_signals_that_come_between_two_images_find_their_handlers(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 1)
+    service.program.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + PATIENCE_S
+    images = 1
+    while images < 3:
+        assert time.monotonic() < deadline, service.program
+        service.program.send_signal(signal.SIGUSR1)
+        service.program.send_signal(signal.SIGHUP)
+        images = len(service.program.facts_of("ready"))
+        time.sleep(0.003)
+    service.end()
 
 
 def test_sigttin_and_sigttou_change_the_number_of_workers_by_one(
