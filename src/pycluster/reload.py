@@ -164,7 +164,10 @@ class Reload:
     def _on_change(self, worker: Worker) -> None:
         """A worker's state has changed, or what it listens on."""
         if self._state == "succeeding":
-            if worker.state == "dead" and not (worker._inherited or worker._asked_to_end):
+            # One that ends with status 0 has done its work.
+            if worker.state == "dead" and not (
+                worker._inherited or worker._asked_to_end or worker.process.exitcode == 0
+            ):
                 self._fallen = worker
             self.look_soon()
             return
@@ -209,8 +212,9 @@ class Reload:
         elif new.state in ("disconnecting", "dead") or (self._is_late and not self._is_up(new)):
             self._fail(new)
         elif self._is_up(new) and self._renewing:
+            if self._state == "starting":
+                self._primary.retire(new)  # it has shown what it was to show, and is none that the script has forked
             self._step("proven")
-            self._primary.retire(new)  # it has shown what it was to show, and is none that the script has forked
             try:
                 self._renew(self._timeout_s)
             except ReloadError as error:
