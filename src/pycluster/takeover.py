@@ -3,9 +3,9 @@
 execve(2) keeps the process: its pid, its children, and each descriptor that is not close-on-exec. So the old image of
 the primary writes down what it knows of its workers and listeners, leaves exactly their descriptors open, and executes
 a fresh interpreter on successor.py. That adopts all of it, starts the balancer again, and runs the script from the top.
-Between the two, some tens of milliseconds, connections wait in the kernel's backlog, and what lies in the workers'
-channels is theirs. Everything else of the old image is gone without a word: its threads, its other descriptors, what it
-had not written, its atexit functions.
+Between the two, while the interpreter starts and imports the library (100 ms of a processor's time), connections wait
+in the kernel's backlog, and what lies in the workers' channels is theirs. Everything else of the old image is gone
+without a word: its threads, its other descriptors, what it had not written, its atexit functions.
 
 What must not be in transit: the balancer's mutex is held from the first look at its tables to the execve, so its thread
 can at most sleep. What a control channel has half read or half written goes along.
