@@ -332,6 +332,8 @@ class Service:
         count: int,
         way: str = "run",
         start: Sequence[str] = ("service.py",),
+        cwd: pathlib.Path | None = None,
+        env: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
         self.port = free_port()
@@ -340,7 +342,7 @@ class Service:
         self._source = (PROGRAMS / "versioned.py").read_text()
         self.release(0)
         arguments = [*start, str(count), str(self.port), json.dumps(settings), way]
-        self.program = programs.add(Program(*arguments, cwd=directory))
+        self.program = programs.add(Program(*arguments, cwd=cwd or directory, env=env))
         self.program.wait_for_all(count, "listening")
 
     def release(self, version: int, changes: Mapping[str, str] | None = None) -> None:
@@ -532,6 +534,50 @@ def test_messages_listeners_and_counters_outlive_the_image_of_the_primary(
 def who_answers_in_words(path: pathlib.Path) -> bytes:
     with connect_to(str(path)) as client:
         return read_all(client)
+
+
+def test_a_primary_that_cannot_execute_itself_anew_goes_on(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
+    directory = tmp_path / "started here"
+    directory.mkdir()
+    service = Service(cluster_program, tmp_path, 1, "run", [str(tmp_path / "service.py")], directory)
+    before = flags(service.program)
+    directory.rmdir()
+    service.release(1)
+    service.fails_to_reload("the primary cannot execute itself anew: [Errno 2]")
+    assert wait_until(lambda: flags(service.program) == before)
+    assert ask(service.port)[:2] == (0, 0)
+    directory.mkdir()
+    service.reload()
+    assert ask(service.port)[:2] == (1, 1)
+    service.end()
+
+
+def flags(program: Program) -> list[tuple[str, str]]:
+    """What a primary has open, and how: close-on-exec, say."""
+    found = []
+    for fd in os.listdir(f"/proc/{program.pid}/fd"):
+        information = pathlib.Path(f"/proc/{program.pid}/fdinfo/{fd}").read_text()
+        kind = os.readlink(f"/proc/{program.pid}/fd/{fd}").partition(":")[0]
+        found.append((kind, information.split("flags:")[1].split()[0]))
+    return sorted(found)
+
+
+def test_old_and_new_workers_need_room_beside_each_other(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
+    service = Service(cluster_program, tmp_path, 2, max_workers=4)
+    service.fails_to_reload("settings.max_workers is 4; set it to twice as many")
+    service.end()
+
+
+def test_an_old_worker_does_not_wait_for_a_reader_of_its_output(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    pipes = ["inherit", "inherit", "pipe"]
+    service = Service(cluster_program, tmp_path, 1, env={"NOISE": "30000"}, stdio=pipes)
+    service.release(1, {"    tell_events()": "    sys.exit(5)"})
+    service.fails_to_reload("the new version has ended")
+    for _ in range(10):  # a pipe has room for 65536
+        assert ask(service.port)[:2] == (0, 0)
+    service.end(5)
 
 
 def test_signals_that_come_between_two_images_find_their_handlers(

@@ -23,7 +23,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 
@@ -397,6 +397,20 @@ def _adopt_worker(handed: HandedWorker, primary: Primary) -> None:
     else:
         channel.close()
     primary.enroll(Member(worker, handed.slot, handed.pidfd, channel, handed.env))
+    for pipe in (worker.process.stdout, worker.process.stderr):
+        if pipe is not None:
+            _drain(pipe, primary)
+
+
+def _drain(pipe: IO[bytes], primary: Primary) -> None:
+    """Read what nobody reads any more: a worker must not wait for that."""
+
+    def read() -> None:
+        if not os.read(pipe.fileno(), 65536):
+            primary.unwatch(pipe.fileno())
+            pipe.close()
+
+    primary.watch(pipe.fileno(), read)
 
 
 def _adopt_handle(handed: HandedHandle, listeners: Listeners, slots: dict[int, int]) -> None:
