@@ -166,7 +166,7 @@ class Supervisor:
             self._journal.say("failed", f"changes are not seen any more: {self._watcher.error or 'the watcher died'}")
 
     def _reload(self, why: str, **facts: object) -> None:
-        if self._primary.stopping:
+        if self._primary.stopping or (self._given_up and self._watcher is None):
             return
         self._journal.say("reloading", f"{why}: reloading{' once more' if self._reloads else ''}", **facts)
         if self._reloads < 2:
