@@ -41,7 +41,7 @@ CLASSES = (
     ("counters.py", "WorkerStats"),
     ("watch.py", "Hang"),
 )
-ERRORS = ("ClusterError", "NotPrimaryError", "NotWorkerError", "ChannelClosedError")
+ERRORS = ("ClusterError", "NotPrimaryError", "NotWorkerError", "ChannelClosedError", "ReloadError")
 # Of the emitter, of dataclasses, or for the library itself.
 PRIVATE = {"merged"}
 

@@ -237,6 +237,18 @@ def attach_region(int fd, uint32_t version, uint32_t workers, uint32_t counters)
     lay_out(workers, counters)
 
 
+def adopt_region(int fd, uint32_t version, uint32_t workers, uint32_t counters):
+    """Map the region behind `fd`, and own that, in a primary that has re-executed itself: its first step.
+
+    Raises:
+      OSError, RuntimeError: as attach_region does.
+    """
+    global region_fd
+    attach_region(os.dup(fd), version, workers, counters)
+    region_fd = fd
+    settle_in(PRIMARY_SLOT)
+
+
 def region_to_inherit():
     """The region's descriptor (borrowed) and its version, for a spawned worker to inherit."""
     return region_fd, REGION_VERSION
@@ -1360,6 +1372,54 @@ cdef class Listener:
         """
         return HandoffChannel(self, slot)
 
+    def export(self):
+        """What the next image of this process needs to `adopt`, beside the channels. Under `lock_balancer`.
+
+        Returns:
+          `(held, orphans)`: a connection in transit, `(fd, peer)`, or None; and of each channel whose worker is gone
+          `(send_fd, receive_fd, slot, sent)`, the slot being -1 when it is not counted. All descriptors are borrowed.
+        """
+        cdef ListenerState *state = self.state
+        cdef Link *link = state.orphans.next
+        cdef Channel *channel
+        held = None
+        orphans = []
+        if state.held.fd >= 0:
+            held = state.held.fd, (<char *>&state.held.peer)[:state.held.length]
+        while link != &state.orphans:
+            channel = <Channel *>link
+            slot = -1
+            if channel.slot != NULL:
+                slot = (<char *>channel.slot - <char *>slot_at(0)) // <int64_t>slot_size
+            orphans.append((channel.send_fd, channel.receive_fd, slot, channel.sent))
+            link = link.next
+        return held, orphans
+
+    def adopt(self, held, orphans):
+        """Own what the last image of this process has exported of a listener. Before its channels are added."""
+        cdef ListenerState *state = self.state
+        cdef Channel *channel
+        cdef const char *peer
+        lock_balancer()
+        try:
+            if held is not None:
+                state.held.length = min(<size_t>len(held[1]), sizeof(state.held.peer))
+                peer = held[1]
+                memcpy(&state.held.peer, peer, state.held.length)
+                state.held.fd = held[0]
+            for send_fd, receive_fd, slot, sent in orphans:
+                channel = <Channel *>calloc(1, sizeof(Channel))
+                if channel == NULL:
+                    raise MemoryError
+                channel.listener = state
+                channel.send_fd = send_fd
+                channel.receive_fd = receive_fd
+                channel.slot = slot_at(slot) if slot >= 0 else NULL
+                channel.sent = sent
+                ring_append(&state.orphans, &channel.link)
+        finally:
+            unlock_balancer()
+
     def close(self):
         """Stop accepting; what the kernel has accepted by now still goes to the channels, whether full or not.
 
@@ -1429,16 +1489,20 @@ cdef class HandoffChannel:
     cdef readonly uint32_t cell
     cdef uint32_t slot
 
-    def __init__(self, Listener listener, uint32_t slot):
+    def __init__(self, Listener listener, uint32_t slot, adopted=None):
+        """Open a channel, or own the one that the last image of this process has exported."""
         cdef int fds[2]
         cdef Channel *state
-        cdef int cell = free_cell(slot)
+        cdef int cell = adopted[2] if adopted is not None else free_cell(slot)
         if cell < 0:
             raise system_error(f"a worker can have {CHANNELS_PER_WORKER} listeners open", EMFILE)
         state = <Channel *>calloc(1, sizeof(Channel))
         if state == NULL:
             raise MemoryError
-        if socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0:
+        if adopted is not None:
+            fds[0] = adopted[0]
+            fds[1] = adopted[1]
+        elif socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0:
             free(state)
             raise system_error("socketpair", errno)
         cells_in_use[slot] |= <uint64_t>1 << cell
@@ -1446,7 +1510,8 @@ cdef class HandoffChannel:
         state.receive_fd = self.receiver = fds[1]
         state.slot = slot_at(slot)
         state.cell = self.cell = cell
-        state.sent = state.seen = load(&state.slot.consumed[cell])
+        state.seen = load(&state.slot.consumed[cell])
+        state.sent = adopted[3] if adopted is not None else state.seen
         self.slot = slot
         self.state = state
         with nogil:
@@ -1454,8 +1519,19 @@ cdef class HandoffChannel:
             state.listener = listener.state
             state.since_ns = now_ns()
             ring_append(&listener.state.ready, &state.link)
+            balancer.watching = True
             unlock()
             wake_balancer()
+
+    def export(self):
+        """What the next image of this process needs to adopt it. Under `lock_balancer`.
+
+        Returns:
+          `(send_fd, receive_fd, cell, sent)`, or None when the channel is closed. The descriptors are borrowed.
+        """
+        if self.state == NULL:
+            return None
+        return self.state.send_fd, self.state.receive_fd, self.cell, self.state.sent
 
     @property
     def waits(self):
@@ -1519,14 +1595,9 @@ def acquire_slot(uint64_t worker_id, uint64_t number=0):
     Raises:
       RuntimeError: all are in use; the caller has counted its workers before.
     """
-    global cells_in_use, slot_in_use
     cdef uint32_t index
     cdef Slot *slot
-    if slot_in_use == NULL:
-        cells_in_use = <uint64_t *>calloc(FIRST_WORKER_SLOT + max_workers, sizeof(uint64_t))
-        slot_in_use = <uint8_t *>calloc(FIRST_WORKER_SLOT + max_workers, 1)
-        if cells_in_use == NULL or slot_in_use == NULL:
-            raise MemoryError
+    need_notes()
     for index in range(FIRST_WORKER_SLOT, FIRST_WORKER_SLOT + max_workers):
         slot = slot_at(index)
         if not slot_in_use[index]:
@@ -1540,6 +1611,22 @@ def acquire_slot(uint64_t worker_id, uint64_t number=0):
                 store(&region.slots_used, index + 1)
             return index
     raise RuntimeError("no slot is free")
+
+
+def adopt_slot(uint32_t index):
+    """Have a worker's slot in use that the last image of this process has given to it. Primary only."""
+    need_notes()
+    slot_in_use[index] = True
+
+
+cdef int need_notes() except -1:
+    global cells_in_use, slot_in_use
+    if slot_in_use == NULL:
+        cells_in_use = <uint64_t *>calloc(FIRST_WORKER_SLOT + max_workers, sizeof(uint64_t))
+        slot_in_use = <uint8_t *>calloc(FIRST_WORKER_SLOT + max_workers, 1)
+        if cells_in_use == NULL or slot_in_use == NULL:
+            raise MemoryError
+    return 0
 
 
 def describe_slot(uint32_t index, uint64_t pid, uint64_t state):
@@ -2294,6 +2381,52 @@ cdef class Wire:
         if len(self.descriptors) > (held > 0):
             raise errors.ProtocolError("more descriptors came than frames announce")
         raise StopIteration
+
+    # Handing on to the next image of this process
+
+    def export(self):
+        """What `adopt` takes: `(incoming, descriptors, outgoing)`, with `(header, payload, done, fd)` in `outgoing`.
+
+        All descriptors are borrowed.
+        """
+        cdef Outgoing *frame
+        cdef size_t i
+        outgoing = []
+        for i in range(self.count):
+            frame = &self.ring[(self.first + i) & (self.ring_size - 1)]
+            header = (<char *>frame.header)[:FRAME_HEADER_SIZE]
+            outgoing.append((header, <object>frame.payload, frame.done, frame.fd))
+        incoming = self.incoming[self.start:self.end] if self.end > self.start else b""
+        return incoming, list(self.descriptors), outgoing
+
+    def adopt(self, bytes incoming not None, list descriptors not None, list outgoing not None):
+        """Go on, as a fresh wire, where the one that was exported has stopped. Returns what `send` does."""
+        cdef size_t held = <size_t>len(incoming)
+        cdef size_t size = READ_BUFFER_SIZE
+        cdef Outgoing *frame
+        cdef bytes header, payload
+        self.descriptors.extend(descriptors)
+        while held > size - size // 4:
+            size *= 2
+        self.incoming = <char *>malloc(size)
+        if self.incoming == NULL:
+            raise MemoryError
+        memcpy(self.incoming, PyBytes_AS_STRING(incoming), held)
+        self.incoming_size = size
+        self.end = held
+        for header, payload, done, fd in outgoing:
+            if self.count == self.ring_size:
+                self.widen()
+            frame = &self.ring[(self.first + self.count) & (self.ring_size - 1)]
+            Py_INCREF(payload)
+            frame.payload = <PyObject *>payload
+            frame.callback = NULL
+            frame.done = done
+            frame.fd = fd
+            memcpy(frame.header, PyBytes_AS_STRING(header), FRAME_HEADER_SIZE)
+            self.count += 1
+            self.queued += size_of(frame) - frame.done
+        return self.write()
 
     # Closing
 

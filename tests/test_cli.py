@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -380,6 +381,157 @@ def test_an_address_that_is_taken_is_said_in_one_line(command: Start, app: str) 
     assert len(lines) == 3
     assert all("address already in use" in line.lower() for line in lines), other
     ends_well(program, 1)
+
+
+# ---- Reload
+
+
+def release(path: pathlib.Path, version: int, body: str = "") -> None:
+    """Write a new version of a server, at once for whoever reads it."""
+    source = (PROGRAMS / "plain_server.py").read_text()
+    new = path.with_suffix(".new")
+    # Of another size each time: Python takes what it has compiled for up to date when size and second are the same.
+    new.write_text(f"{body}\n" + source.replace('b"process', f'b"version {version} process') + "#" * version)
+    new.rename(path)
+
+
+def versions_of(port: int) -> bytes:
+    return request(port, GET).rpartition(b"\r\n")[2].split()[1]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_change_reloads_and_a_broken_one_does_not(command: Start, method: str, tmp_path: pathlib.Path) -> None:
+    script, port = tmp_path / "main.py", free_port()
+    release(script, 1)
+    options = ["-w", 2, "--reload-on-change", "--start-method", method]
+    program = command("run", *options, script, port, expects_traceback=True)
+    wait_for(program, "watching")
+    wait_for(program, "listening", 2)
+    release(script, 2)
+    assert wait_for(program, "reloading")[0]["text"] == "main.py changed: reloading"
+    assert wait_for(program, "reloaded")[0]["workers"] == 2
+    assert {versions_of(port) for _ in range(4)} == {b"2"}
+    release(script, 3, "?")
+    [failed] = wait_for(program, "failed")
+    assert f"exited with status 1 before it listened on 127.0.0.1:{port}" in failed["text"]
+    assert {versions_of(port) for _ in range(4)} == {b"2"}
+    (tmp_path / "module.py").touch()
+    (tmp_path / "notes.txt").touch()
+    release(script, 4)
+    wait_for(program, "reloaded", 2)
+    assert {versions_of(port) for _ in range(4)} == {b"4"}
+    assert not logged(program, "died"), "the end of a new worker that was not up is no crash"
+    program.send_signal(signal.SIGTERM)
+    assert program.finish().returncode == 0
+
+
+def test_a_script_that_never_comes_up_is_tried_again_when_it_has_changed(
+    command: Start, tmp_path: pathlib.Path
+) -> None:
+    script, port = tmp_path / "main.py", free_port()
+    release(script, 1, "?")
+    program = command("run", "-w", 2, "--reload-on-change", script, port, expects_traceback=True)
+    wait_for(program, "given-up")
+    wait_for(program, "watching")
+    release(script, 2)
+    wait_for(program, "listening", 2)
+    wait_for(program, "reloaded")
+    assert {versions_of(port) for _ in range(4)} == {b"2"}
+    ends_well(program, 2)
+
+
+def test_sighup_reloads_and_what_it_has_started_is_looked_after(command: Start) -> None:
+    port = free_port()
+    program = command("run", "-w", 2, PROGRAMS / "plain_server.py", port)
+    wait_for(program, "listening", 2)
+    program.send_signal(signal.SIGHUP)
+    assert wait_for(program, "reloading")[0]["text"] == "SIGHUP: reloading"
+    wait_for(program, "reloaded", workers=2)
+    third = wait_for(program, "listening", 4)[2]
+    assert third["worker"] == 3
+    os.kill(third["pid"], signal.SIGKILL)
+    wait_for(program, "died", worker=3)
+    wait_for(program, "listening", worker=5)
+    program.send_signal(signal.SIGTTIN)
+    os.kill(wait_for(program, "listening", worker=6)[0]["pid"], signal.SIGKILL)
+    wait_for(program, "listening", worker=7)
+    ends_well(program, 5)
+
+
+def test_the_watcher_ends_with_a_primary_that_is_killed(command: Start, tmp_path: pathlib.Path) -> None:
+    script = tmp_path / "main.py"
+    release(script, 1)
+    program = command("run", "-w", 1, "--reload-on-change", script, free_port())
+    wait_for(program, "watching")
+    wait_for(program, "listening")
+    program.process.kill()
+    program.process.wait()
+    assert not program.wait_until_alone()
+
+
+def test_the_end_of_the_watcher_is_said(command: Start, tmp_path: pathlib.Path) -> None:
+    script = tmp_path / "main.py"
+    release(script, 1)
+    program = command("run", "-w", 1, "--reload-on-change", script, free_port())
+    wait_for(program, "watching")
+    wait_for(program, "listening")
+    children = pathlib.Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split()
+    [watcher] = {int(pid) for pid in children} - {fact["pid"] for fact in logged(program, "listening")}
+    os.kill(watcher, signal.SIGKILL)
+    assert wait_for(program, "failed")[0]["text"] == "changes are not seen any more: the watcher died"
+    ends_well(program, 1)
+
+
+class KeepAlive(threading.Thread):
+    """A client that keeps its connection, and asks again on another one when the server has closed an idle one."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.answers: list[bytes] = []
+        self.failures: list[str] = []
+        self.stop = threading.Event()
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            reused = self._connection.sock is not None
+            try:
+                self.answers.append(self._ask())
+            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as failure:
+                self._connection.close()
+                if not reused:
+                    self.failures.append(repr(failure))
+            except Exception as failure:
+                self._connection.close()
+                self.failures.append(repr(failure))
+        self._connection.close()
+
+    def _ask(self) -> bytes:
+        self._connection.request("GET", "/")
+        response = self._connection.getresponse()
+        assert response.status == 200
+        return response.read()
+
+
+@pytest.mark.parametrize("app", ["asgi", "wsgi"])
+def test_reloads_fail_no_request_on_connections_that_are_kept(command: Start, app: str) -> None:
+    port = free_port()
+    program = command("serve", "-w", 2, "--port", port, f"programs.web_apps:{app}")
+    wait_for(program, "listening", 2)
+    clients = [KeepAlive(port) for _ in range(4)]
+    for client in clients:
+        client.start()
+    for count in range(1, 4):
+        program.send_signal(signal.SIGHUP)
+        wait_for(program, "reloaded", count)
+        already = sum(len(client.answers) for client in clients)
+        assert wait_until(lambda already=already: sum(len(client.answers) for client in clients) > already + 40)  # type: ignore[misc]
+    for client in clients:
+        client.stop.set()
+    for client in clients:
+        client.join()
+    assert [client.failures for client in clients] == [[]] * 4
+    ends_well(program, 8)
 
 
 # ---- ASGI or WSGI

@@ -22,6 +22,7 @@ PUBLIC = {
     "Hang",
     "NotPrimaryError",
     "NotWorkerError",
+    "ReloadError",
     "Settings",
     "Worker",
     "WorkerProcess",
@@ -42,7 +43,12 @@ def test_the_public_names_are_those_of_the_contract() -> None:
 
 
 def test_errors_are_cluster_errors_and_runtime_errors() -> None:
-    for error in (pycluster.ChannelClosedError, pycluster.NotPrimaryError, pycluster.NotWorkerError):
+    for error in (
+        pycluster.ChannelClosedError,
+        pycluster.NotPrimaryError,
+        pycluster.NotWorkerError,
+        pycluster.ReloadError,
+    ):
         assert issubclass(error, pycluster.ClusterError)
     assert issubclass(pycluster.ClusterError, RuntimeError)
 

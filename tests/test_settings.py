@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from pycluster import script
 from pycluster.errors import ClusterError
-from pycluster.script import Script, _main_script, find_script
+from pycluster.script import Script, find_script
 from pycluster.settings import Settings, Stdio
 from pycluster.signals import as_signal
 from pycluster.stdio import WorkerStdio
@@ -362,12 +363,11 @@ def test_a_plan_that_fails_half_way_leaves_nothing_open(monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def main_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+def main_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     main = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", main)
-    _main_script.cache_clear()
-    yield main
-    _main_script.cache_clear()
+    monkeypatch.setattr(script, "_main", None)
+    return main
 
 
 def test_a_named_script_is_found_from_where_setup_was_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from ._cluster import Counter
 from .cluster import SCHED_NONE, SCHED_RR, Cluster, cluster, process
 from .counters import ClusterStats, WorkerStats
-from .errors import ChannelClosedError, ClusterError, NotPrimaryError, NotWorkerError
+from .errors import ChannelClosedError, ClusterError, NotPrimaryError, NotWorkerError, ReloadError
 from .settings import Settings
 from .watch import Hang
 from .worker import Address, Worker, WorkerProcess
@@ -20,6 +20,7 @@ __all__ = [
     "Hang",
     "NotPrimaryError",
     "NotWorkerError",
+    "ReloadError",
     "Settings",
     "Worker",
     "WorkerProcess",

@@ -66,7 +66,8 @@ class Channel:
         # Read once, and iterate over the frames that are complete by then; see there.
         self.receive: Callable[[], Iterator[Frame]] = self._wire.receive
         self._defer = defer
-        self._max_message_size = max_message_size
+        self.serialization = serialization
+        self.max_message_size = max_message_size
         codec = msgspec.msgpack if serialization == "msgpack" else msgspec.json
         self._encode: Callable[[Any], bytes] = codec.Encoder().encode
         self._decode: Callable[[bytes], Any] = codec.Decoder().decode
@@ -97,9 +98,9 @@ class Channel:
             payload = self._encode(message)
         except (TypeError, ValueError, OverflowError, RecursionError) as exception:
             raise TypeError(f"a message of type {type(message).__name__} cannot be encoded: {exception}") from exception
-        if len(payload) > self._max_message_size:
+        if len(payload) > self.max_message_size:
             raise ValueError(
-                f"the message has {len(payload)} bytes; settings.max_message_size allows {self._max_message_size}"
+                f"the message has {len(payload)} bytes; settings.max_message_size allows {self.max_message_size}"
             )
         fd = -1 if handle is None else os.dup(handle if isinstance(handle, int) else handle.fileno())
         status = self._wire.send(MESSAGE, payload, fd, callback)
@@ -172,6 +173,19 @@ class Channel:
                 os.close(fd)
             raise ProtocolError(f"a message cannot be decoded: {exception}") from exception
         return message, None if fd is None else _as_handle(fd)
+
+    # Handing on to the next image of the primary
+
+    def export(self) -> tuple[bytes, list[int | None], list[tuple[bytes, bytes, int, int]]]:
+        """What is half received and what waits to be sent; the descriptors in it are borrowed."""
+        return self._wire.export()
+
+    def adopt(
+        self, incoming: bytes, descriptors: list[int | None], outgoing: list[tuple[bytes, bytes, int, int]]
+    ) -> None:
+        """Go on where the exported channel has stopped. The callbacks of what waits are gone."""
+        if self._wire.adopt(incoming, descriptors, outgoing) > 0:
+            self._look_after()
 
     # Closing
 

@@ -143,7 +143,7 @@ class Child:
             return exit_status(exception)
         except BaseException as exception:
             self._script_runs = False
-            exception.__traceback__ = _users_part(exception.__traceback__)
+            exception.__traceback__ = users_part(exception.__traceback__)
             sys.excepthook(type(exception), exception, exception.__traceback__)
             return 1
         finally:
@@ -458,7 +458,7 @@ class Child:
         self._epoll.close()
 
 
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
+def users_part(trace: TracebackType | None) -> TracebackType | None:
     """Without the frames of this library and of runpy at the top, which say nothing about the user's program."""
     ours = (os.path.dirname(__file__), "<frozen runpy>")
     rest = trace

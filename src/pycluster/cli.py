@@ -18,6 +18,7 @@ from .cluster import cluster
 from .journal import Journal
 from .processors import usable_processors
 from .supervisor import Supervisor, some_workers
+from .watcher import Watcher
 
 _MODULE = os.path.join(os.path.dirname(__file__), "module.py")
 _MOST_WORKERS = 1000
@@ -51,6 +52,9 @@ StartMethod = Annotated[
     Literal["fork", "spawn"], typer.Option(help="fork: a worker starts in milliseconds. spawn: a fresh interpreter.")
 ]
 Respawn = Annotated[bool, typer.Option(help="Start another worker in the place of one that crashes.")]
+Reload = Annotated[
+    bool, typer.Option("--reload-on-change", help="Reload when a Python file of the program has changed.")
+]
 JsonLogs = Annotated[bool, typer.Option("--json-logs", help="Say what happens as JSON, one object a line.")]
 
 
@@ -63,16 +67,17 @@ def run(
     policy: Policy = None,
     start_method: StartMethod = "fork",
     respawn: Respawn = True,
+    reload_on_change: Reload = False,
     json_logs: JsonLogs = False,
 ) -> None:
     """Run a server script, as it is, on many workers."""
     if is_module:
-        name, what = f"-m {script}", {"exec": _MODULE, "args": [script, *(args or ())]}
+        name, what, watched = f"-m {script}", {"exec": _MODULE, "args": [script, *(args or ())]}, os.getcwd()
     elif os.path.exists(script):
-        name, what = script, {"exec": script, "args": list(args or ())}
+        name, what, watched = script, {"exec": script, "args": list(args or ())}, os.path.abspath(script)
     else:
         raise typer.BadParameter(f"there is no {script!r} here", param_hint="SCRIPT")
-    _supervise(name, what, workers, policy, start_method, respawn, json_logs)
+    _supervise(name, what, watched if reload_on_change else None, workers, policy, start_method, respawn, json_logs)
 
 
 @app.command()
@@ -94,6 +99,7 @@ def serve(
     policy: Policy = None,
     start_method: StartMethod = "fork",
     respawn: Respawn = True,
+    reload_on_change: Reload = False,
     json_logs: JsonLogs = False,
 ) -> None:
     """Serve an ASGI or a WSGI app over HTTP on many workers."""
@@ -114,18 +120,22 @@ def serve(
         "factory": factory,
     }
     what = {"exec": _MODULE, "args": ["pycluster.serving", json.dumps(options)]}
-    _supervise(target, what, workers, policy, start_method, respawn, json_logs)
+    watched = os.getcwd() if reload_on_change else None
+    _supervise(target, what, watched, workers, policy, start_method, respawn, json_logs)
 
 
 def _supervise(
     name: str,
     what: dict[str, Any],
+    watched: str | None,
     workers: int,
     policy: Literal["rr", "none"] | None,
     start_method: str,
     respawn: bool,
     json_logs: bool,
 ) -> None:
+    if watched is not None and importlib.util.find_spec("watchfiles") is None:
+        raise typer.BadParameter("watchfiles is not installed: pip install watchfiles")
     if policy is not None:
         cluster.scheduling_policy = policy
     # Room for a worker more, in the middle of a reload.
@@ -145,4 +155,5 @@ def _supervise(
         policy=cluster.scheduling_policy,
         start_method=start_method,
     )
-    raise typer.Exit(Supervisor(workers, journal).run())
+    watcher = None if watched is None else Watcher(watched)
+    raise typer.Exit(Supervisor(workers, journal, watcher).run())

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -10,14 +11,16 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from . import _cluster, listener
+from . import _cluster, listener, takeover
 from .child import Child, exit_status
 from .counters import ClusterStats, make_counter, read_stats
-from .errors import NotPrimaryError, NotWorkerError
+from .errors import NotPrimaryError, NotWorkerError, ReloadError
 from .events import Emitter, log_exception
 from .listeners import Policy
 from .primary import Primary
+from .reload import Reload
 from .respawn import NEVER_UP
+from .script import find_script
 from .settings import Settings
 from .signals import handling
 from .start import flush_standard_streams
@@ -58,6 +61,7 @@ class Cluster(Emitter):
         self._policy_frozen = False
         self._settings = Settings()
         self._primary: Primary | None = None
+        self._reload: Reload | None = None
         self._child: Child | None = None
         self._counters: dict[str, _cluster.Counter] = {}
         self._has_region = False
@@ -170,9 +174,7 @@ class Cluster(Emitter):
             raise TypeError(f"env takes a mapping of str to str, not {env!r}")
         self._policy_frozen = True
         worker = primary.fork(env)
-        if not self._runs_at_exit:
-            self._runs_at_exit = True
-            _run_at_exit(self._run_implicitly)
+        self._need_implicit_run()
         return worker
 
     def disconnect(self, callback: Callable[[], object] | None = None) -> None:
@@ -188,13 +190,50 @@ class Cluster(Emitter):
         """
         self._as_primary("disconnect").disconnect_all(callback)
 
+    def reload(self, timeout: float = 60.0, callback: Callable[[ReloadError | None], object] | None = None) -> None:
+        """Replace the workers that run by new ones, of new code. No connection is lost.
+
+        One after the other: a new worker is forked, with the settings in force and the same `env`. Once that listens on
+        all that the old one listens on, the old one is disconnected, and killed after `settings.graceful_timeout`; when
+        it has ended, the next one's turn comes. Where the old one listens on nothing, the new one must have run for a
+        second. A new worker that ends, or does not come up in time, is ended, and stops the reload: the old ones go on.
+
+        With the start method "fork" workers have the modules of the primary. So under `run` and `serve` in the main
+        thread, when the first new worker, a fresh interpreter here, is up, the primary executes itself anew: the same
+        process with its listeners and workers runs the script again from the top, and the old workers are disconnected
+        as those come up that it forks. Nothing else of the primary is kept: no thread, no open file, no `atexit`
+        function. With "spawn", and with `settings.exec`, the primary stays what it is.
+
+        This only starts it; it goes on in the dispatches that follow. While one runs, one more is queued, for those
+        that have been forked by now.
+
+        Args:
+          timeout: seconds that each new worker has to come up; large applications take half a minute to import.
+          callback: called in the end, with None, or with what has stopped the reload; not by a primary that has
+            executed itself anew meanwhile. Without a callback, what has stopped it is given to the `error` listeners,
+            or logged to "pycluster".
+
+        Raises:
+          NotPrimaryError: in a worker.
+          TypeError, ValueError: `timeout` is no positive number of seconds.
+        """
+        self._as_primary("reload")
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+            raise TypeError(f"reload takes a number of seconds as timeout, not {timeout!r}")
+        if not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise ValueError(f"reload takes a positive number of seconds as timeout, not {timeout!r}")
+        assert self._reload is not None
+        self._reload.ask(timeout, callback)
+
     # Running
 
     def run(self) -> None:
         """Dispatch events until no worker is left, then close the listeners.
 
         Meanwhile SIGTERM and SIGINT disconnect all workers and kill after `settings.graceful_timeout` seconds those
-        that are left; a second one kills at once. In another than the main thread no signal is handled.
+        that are left; a second one kills at once. SIGHUP, which a terminal that closes sends too, is `reload()`.
+        SIGTTIN forks one more worker; SIGTTOU disconnects the youngest, but never the last one, and kills it after
+        `settings.graceful_timeout`. In another than the main thread no signal is handled.
 
         Raises:
           NotPrimaryError: in a worker.
@@ -232,11 +271,29 @@ class Cluster(Emitter):
     def _running(self, primary: Primary) -> Any:
         self._has_run = True
         primary.stopping = False
-        with handling(lambda number, frame: primary.defer(primary.stop), primary.wakeup_fd):
-            yield
+        answers: dict[int, Callable[[], object]] = {
+            signal.SIGTERM: primary.stop,
+            signal.SIGINT: primary.stop,
+            signal.SIGHUP: lambda: primary.on_hangup(),
+            signal.SIGTTIN: lambda: primary.call_back(self.fork),
+            signal.SIGTTOU: primary.retire_youngest,
+        }
+        with takeover.passing_signals_on(), handling(answers, primary.defer, primary.wakeup_fd):
+            primary.running = True
+            assert self._reload is not None
+            primary.defer(self._reload.look_soon)
+            try:
+                yield
+            finally:
+                primary.running = False
             primary.close_listeners()
         if primary.respawner.given_up and not primary.stopping:
             raise SystemExit(NEVER_UP)
+
+    def _need_implicit_run(self) -> None:
+        if not self._runs_at_exit:
+            self._runs_at_exit = True
+            _run_at_exit(self._run_implicitly)
 
     def _run_implicitly(self) -> None:
         """At the end of the primary's script, as in Node.js; not when an exception has ended it."""
@@ -340,6 +397,8 @@ class Cluster(Emitter):
                 self._need_region,
                 self._become_worker,
             )
+            self._primary.on_hangup = self.reload
+            self._reload = Reload(self._primary, self._report_reload, self._renews, self._renew)
         self._primary.policy = self._policy
         if not self._has_hooks:
             self._has_hooks = True
@@ -359,7 +418,7 @@ class Cluster(Emitter):
         """In every process that the primary forks, workers and others."""
         if self._primary is not None:
             self._primary.abandon()
-            self._primary = None
+            self._primary = self._reload = None
 
     def _become_worker(
         self, worker_id: int, slot: int, index: int, channel: socket.socket, settings: Settings
@@ -376,6 +435,25 @@ class Cluster(Emitter):
             self.emit("error", exception)
         else:
             log_exception(exception)
+
+    def _renews(self) -> bool:
+        """Whether new code needs a new primary: a copy of this one has its modules."""
+        assert self._primary is not None
+        settings = self._settings
+        is_main_thread = threading.current_thread() is threading.main_thread()
+        return settings.start_method == "fork" and settings.exec is None and self._primary.running and is_main_thread
+
+    def _renew(self, timeout_s: float) -> None:
+        assert self._primary is not None
+        takeover.execute(self._primary, find_script(None), timeout_s)
+
+    def _report_reload(self, error: ReloadError) -> None:
+        if self.listeners("error"):
+            self.emit("error", error)
+        else:
+            import logging  # only here: every worker would carry it
+
+            logging.getLogger("pycluster").error("the reload has stopped: %s", error)
 
 
 class Process:

@@ -17,5 +17,9 @@ class ChannelClosedError(ClusterError):
     """The control channel between this worker and the primary is closed."""
 
 
+class ReloadError(ClusterError):
+    """A reload has stopped: a new worker did not come up, or was kept from it. The workers that ran go on."""
+
+
 class ProtocolError(ClusterError):
     """The peer sent something that is no frame; its channel is closed."""

@@ -9,7 +9,15 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 # What stands out on a terminal; the rest is in its usual colour.
-_STYLES = {"listening": "green", "died": "bold red", "failed": "bold red", "given-up": "bold red", "stopping": "yellow"}
+_STYLES = {
+    "listening": "green",
+    "reloading": "yellow",
+    "reloaded": "green",
+    "died": "bold red",
+    "failed": "bold red",
+    "given-up": "bold red",
+    "stopping": "yellow",
+}
 
 
 class Journal:

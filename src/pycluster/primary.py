@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -54,7 +54,7 @@ REBIND_INTERVAL_S = 0.005
 Answer = tuple[protocol.Reply, int | None]
 
 
-class _Member:
+class Member:
     """What the primary keeps of one worker, beside the object that the user holds."""
 
     def __init__(self, worker: Worker, index: int, pidfd: int, channel: Channel) -> None:
@@ -70,7 +70,11 @@ class Primary:
 
     Attributes:
       stopping: whether a signal has asked for the end.
+      running: whether it dispatches until the end, in `run()` or `serve()`.
+      held: whether the cluster goes on without workers, until it is stopped.
       on_stop: is told of such a signal, and whether there was one before.
+      on_hangup: is called for a SIGHUP.
+      on_change: is told when a worker's state changes, or what it listens on, before the event is emitted.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class Primary:
         self._become_worker = become_worker
         self._loop = Loop()
         self._ids = 0
-        self._members: dict[int, _Member] = {}
+        self._members: dict[int, Member] = {}
         self._workers: dict[int, Worker] = {}
         self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
         self._listeners = Listeners(self._loop.call_later)
@@ -106,12 +110,30 @@ class Primary:
         self._watcher = Watcher(self)
         self._recycler = Recycler(self)
         self.stopping = False
+        self.running = False
         self.on_stop: Callable[[bool], object] | None = None
+        self.on_hangup: Callable[[], object] = lambda: None
+        self.on_change: Callable[[Worker], object] | None = None
 
     # Forking
 
-    def fork(self, env: Mapping[str, str] | None, slot: int | None = None) -> Worker:
-        """See `Cluster.fork`. `slot`: of the worker in whose place the new one comes."""
+    @property
+    def last_id(self) -> int:
+        """The id of the worker that was forked last, 0 for none."""
+        return self._ids
+
+    def fork(
+        self,
+        env: Mapping[str, str] | None,
+        slot: int | None = None,
+        start_method: Literal["fork", "spawn"] | None = None,
+    ) -> Worker:
+        """See `Cluster.fork`.
+
+        Args:
+          slot: of the worker in whose place the new one comes.
+          start_method: takes the place of the setting.
+        """
         self._need_region()
         settings = self.settings
         script = find_script(settings.exec)
@@ -131,7 +153,7 @@ class Primary:
             raise
         index = _cluster.acquire_slot(worker_id, slot)
         try:
-            if settings.start_method == "spawn":
+            if (start_method or settings.start_method) == "spawn":
                 pid, pidfd = spawn(worker_id, slot, index, theirs.fileno(), script, args, env, settings, stdio)
             else:
                 flush_standard_streams()
@@ -175,9 +197,9 @@ class Primary:
             os._exit(1)
         return child
 
-    def fork_in_place_of(self, worker: Worker) -> Worker:
+    def fork_in_place_of(self, worker: Worker, start_method: Literal["fork", "spawn"] | None = None) -> Worker:
         """Start a worker with the settings in force, and the slot and the environment of another one."""
-        return self.fork(worker._env, worker.slot)
+        return self.fork(worker._env, worker.slot, start_method)
 
     def _adopt(
         self,
@@ -199,22 +221,33 @@ class Primary:
             max_message_size=self.settings.max_message_size,
             defer=self._defer_callback,
         )
-        member = _Member(worker, index, pidfd, channel)
-        self._note(member)
-        self._members[worker_id] = member
         self._workers[worker_id] = worker
-        self._loop.watch(channel.fileno(), functools.partial(self._on_channel, member))
-        self._loop.epoll.register(pidfd, select.EPOLLIN)
-        self._loop.watch(pidfd, lambda _: self._reap(member))
+        self.enroll(Member(worker, index, pidfd, channel))
         return worker
 
-    def _note(self, member: _Member) -> None:
+    def enroll(self, member: Member) -> None:
+        """Listen to a worker, and to its end."""
+        self._note(member)
+        self._members[member.worker.id] = member
+        if not member.channel.closed:
+            self._loop.watch(member.channel.fileno(), functools.partial(self._on_channel, member))
+        self._loop.epoll.register(member.pidfd, select.EPOLLIN)
+        self._loop.watch(member.pidfd, lambda _: self._reap(member))
+
+    @property
+    def inherited(self) -> list[Worker]:
+        """The workers of the last image of this process, which are not among `workers`."""
+        return [member.worker for member in self._members.values() if member.worker._inherited]
+
+    def _note(self, member: Member) -> None:
         """Show the state to everybody's stats."""
         _cluster.describe_slot(member.index, member.worker.process.pid, STATES.index(member.worker.state))
         self._tell_change(member.worker)
 
     def _tell_change(self, worker: Worker) -> None:
         self._recycler.changed(worker)
+        if self.on_change is not None:
+            self.on_change(worker)
 
     def abandon(self) -> None:
         """In a forked child, worker or not: close the copies of all that the library has opened here."""
@@ -223,7 +256,8 @@ class Primary:
         leave_wakeup(self._loop.wakeup_fd)
         self._loop.close()
         for member in self._members.values():
-            member.channel.abandon()
+            if not member.channel.closed:
+                member.channel.abandon()
             os.close(member.pidfd)
             process = member.worker.process
             for pipe in (process.stdin, process.stdout, process.stderr):
@@ -259,9 +293,9 @@ class Primary:
         self._loop.defer(function)
 
     def _defer_callback(self, function: Callable[[], object]) -> None:
-        self._loop.defer(lambda: self._call_back(function))
+        self._loop.defer(lambda: self.call_back(function))
 
-    def _call_back(self, function: Callable[[], object]) -> None:
+    def call_back(self, function: Callable[[], object]) -> None:
         """Call a function of the user's; what it raises stops nothing, like what a handler raises."""
         try:
             function()
@@ -271,6 +305,16 @@ class Primary:
     def remind(self, seconds: float, function: Callable[[], object]) -> None:
         """Run a function in the first dispatch after so many seconds, if the cluster goes on till then."""
         self._loop.call_later(seconds, function)
+
+    def watch(self, fd: int, function: Callable[[], object]) -> None:
+        """Call a function whenever a descriptor (borrowed) is readable, until `unwatch`."""
+        self._loop.epoll.register(fd, select.EPOLLIN)
+        self._loop.watch(fd, lambda _: function())
+
+    def unwatch(self, fd: int) -> None:
+        """Watch a descriptor, which is open still, no more."""
+        self._loop.unwatch(fd)
+        self._loop.epoll.unregister(fd)
 
     @property
     def finished(self) -> bool:
@@ -342,6 +386,13 @@ class Primary:
         self.disconnect(worker)
         self._kill_later([worker.id], self.settings.graceful_timeout)
 
+    def retire_youngest(self) -> None:
+        """Retire the worker that was forked last; not if it is the only one, and none of a pair in a reload."""
+        staying = [worker for worker in self._workers.values() if worker.state not in LEAVING]
+        settled = [worker for worker in staying if not worker._covered]
+        if len(settled) > 1 or (settled and settled != staying):
+            self.retire(settled[-1])
+
     def addresses_of(self, worker: Worker) -> set[Address]:
         """What a worker listens on."""
         return self._listeners.addresses_of(worker.id)
@@ -378,14 +429,14 @@ class Primary:
 
     # What workers say
 
-    def _on_channel(self, member: _Member, events: int) -> None:
+    def _on_channel(self, member: Member, events: int) -> None:
         if events & select.EPOLLOUT:
             member.channel.flush()
             if events == select.EPOLLOUT:
                 return
         self._receive(member)
 
-    def _receive(self, member: _Member) -> None:
+    def _receive(self, member: Member) -> None:
         """Read once, and handle what has come."""
         try:
             for kind, payload, fd in member.channel.receive():
@@ -402,7 +453,7 @@ class Primary:
             self.emit_on(member.worker, "error", ProtocolError(f"worker {member.worker.id}: {exception}"))
             self._close_channel(member)
 
-    def _obey(self, member: _Member, payload: bytes, fd: int | None) -> None:
+    def _obey(self, member: Member, payload: bytes, fd: int | None) -> None:
         """Do what the library in the worker asks for."""
         worker = member.worker
         try:
@@ -436,14 +487,14 @@ class Primary:
             self._close_channel(member)
 
     def emit_on(self, worker: Worker, event: str, *args: object) -> None:
-        """Emit on the worker, then on the cluster."""
+        """Emit on the worker, then on the cluster, which does not know of inherited ones."""
         worker.emit(event, *args)
-        if event != "error":
+        if event != "error" and not worker._inherited:
             self._emit(event, worker, *args)
 
     # Listeners
 
-    def _answer(self, member: _Member, said: _Request, act: Callable[[], Answer | None]) -> None:
+    def _answer(self, member: Member, said: _Request, act: Callable[[], Answer | None]) -> None:
         key = 0
         try:
             answer = act()
@@ -463,7 +514,7 @@ class Primary:
             self._listeners.release(member.worker.id, key)  # there was no descriptor for the duplicate to be sent
         member.channel.send_control(protocol.encode(reply))
 
-    def _bind(self, member: _Member, said: protocol.Bind, fd: int | None) -> Answer | None:
+    def _bind(self, member: Member, said: protocol.Bind, fd: int | None) -> Answer | None:
         if fd is None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
         try:
@@ -473,7 +524,7 @@ class Primary:
             raise
         return self._bind_socket(member, said, sock, time.monotonic() + REBIND_S)
 
-    def _bind_socket(self, member: _Member, said: protocol.Bind, sock: socket.socket, deadline: float) -> Answer | None:
+    def _bind_socket(self, member: Member, said: protocol.Bind, sock: socket.socket, deadline: float) -> Answer | None:
         if _is_leaving(member):
             sock.close()
             return protocol.Reply(0, address=said.address, quiet=True), None
@@ -496,20 +547,20 @@ class Primary:
         self._note_listening(member, handle)
         return reply, handle.sock.fileno()
 
-    def _bind_descriptor(self, member: _Member, fd: int) -> tuple[protocol.Reply, int | None]:
+    def _bind_descriptor(self, member: Member, fd: int) -> tuple[protocol.Reply, int | None]:
         if member.worker.state == "disconnecting":
             return protocol.Reply(0, quiet=True), None
         handle = self._listeners.bind_descriptor(member.worker.id, fd, self.policy)
         return protocol.Reply(0, key=handle.key), handle.sock.fileno()
 
-    def _listen(self, member: _Member, said: protocol.Listen) -> Answer:
+    def _listen(self, member: Member, said: protocol.Listen) -> Answer:
         if member.worker.state == "disconnecting":
             return protocol.Reply(0, quiet=True), None
         handle, ticket = self._listeners.listen(member.worker.id, member.index, said, self.settings.max_pending)
         self._note_listening(member, handle)
         return protocol.Reply(0, key=handle.key, cell=ticket.cell), ticket.fd
 
-    def _note_listening(self, member: _Member, handle: Handle) -> None:
+    def _note_listening(self, member: Member, handle: Handle) -> None:
         member.worker._step("listening")
         self._note(member)
         self.respawner.came_up(member.worker)
@@ -519,7 +570,7 @@ class Primary:
 
     # Ends
 
-    def _close_channel(self, member: _Member) -> None:
+    def _close_channel(self, member: Member) -> None:
         """The worker has disconnected, as asked or not."""
         if member.channel.closed:
             return
@@ -527,7 +578,7 @@ class Primary:
         self._loop.unwatch(member.channel.fileno())
         member.channel.close()
         worker._step("closed")
-        worker.exited_after_disconnect = worker._asked_to_end
+        worker._note_end()
         self._note(member)
         self.emit_on(worker, "disconnect")
         self._call_back_if_disconnected()
@@ -536,9 +587,9 @@ class Primary:
         if all(member.channel.closed for member in self._members.values()):
             callbacks, self._disconnect_callbacks = self._disconnect_callbacks, []
             for callback in callbacks:
-                self._call_back(callback)
+                self.call_back(callback)
 
-    def _reap(self, member: _Member) -> None:
+    def _reap(self, member: Member) -> None:
         """The worker's process has ended."""
         worker, process = member.worker, member.worker.process
         try:
@@ -561,9 +612,9 @@ class Primary:
         os.close(member.pidfd)
         self._listeners.forget(worker.id)
         del self._members[worker.id]
-        del self._workers[worker.id]
+        self._workers.pop(worker.id, None)
         worker._step("exit")
-        worker.exited_after_disconnect = worker._asked_to_end
+        worker._note_end()
         _cluster.release_slot(member.index)
         self.respawner.ended(worker)
         self._watcher.ended(worker)
@@ -571,7 +622,7 @@ class Primary:
         self.emit_on(worker, "exit", process.exitcode, process.signal)
 
 
-def _is_leaving(member: _Member) -> bool:
+def _is_leaving(member: Member) -> bool:
     return member.worker.state in LEAVING
 
 

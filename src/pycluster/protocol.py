@@ -6,6 +6,9 @@ import msgspec
 
 from .script import Script
 
+# Of what one image of the primary hands on to the next (takeover.py): a change of that changes this.
+TAKEOVER_VERSION = 1
+
 
 class Start(msgspec.Struct):
     """Primary, in the environment of a spawned worker: what a forked one knows as a copy of the primary."""
@@ -20,6 +23,7 @@ class Start(msgspec.Struct):
     args: list[str]
     path: list[str]
     settings: dict[str, Any]
+    takeover: int = TAKEOVER_VERSION
 
 
 class Online(msgspec.Struct, tag=True):

@@ -16,7 +16,7 @@ from typing import Protocol
 from .errors import ClusterError
 from .events import log
 from .settings import Settings
-from .signals import name_of
+from .signals import end_in_words
 from .worker import Worker
 
 # A worker that ends within this time of its start may be one that crashes in a loop.
@@ -35,6 +35,9 @@ class Primary(Protocol):
 
     settings: Settings
     stopping: bool
+
+    @property
+    def inherited(self) -> list[Worker]: ...
 
     def fork(self, env: Mapping[str, str] | None, slot: int | None = None) -> Worker: ...
 
@@ -71,6 +74,7 @@ class Respawner:
       crashes: how many workers have crashed, or could not be started.
       ever_up: whether any has come up: it has listened, has lasted, or has ended with status 0.
       given_up: whether it has given up since somebody else has forked.
+      holds: whether places are kept for which nobody comes, until `fill`. The cluster goes on without workers then.
       on_pause: is told what has ended, or why nothing could be started, and how many seconds its place stays empty
         (None: for ever); before `exit` is emitted.
       on_given_up: is told in how many tries no worker has come up.
@@ -80,28 +84,42 @@ class Respawner:
         self._primary = primary
         self._lives: dict[int, _Life] = {}
         self._waiting: list[_Life] = []
+        self._left: list[_Life] = []  # for which nobody comes
         self._places = 0
         self._stands_down = False
         self.crashes = 0
         self.ever_up = False
         self.given_up = False
+        self.holds = False
         self.on_pause: Callable[[Worker | Exception, float | None], object] = _log_pause
         self.on_given_up: Callable[[int], object] = _log_given_up
 
     @property
     def pending(self) -> bool:
-        """Whether workers are still to come."""
-        return bool(self._waiting)
+        """Whether workers are still to come, or may be."""
+        return bool(self._waiting) or self.holds
 
     @property
     def slots(self) -> set[int]:
         """The slots that are kept for workers to come."""
-        return {life.slot for life in self._waiting if life.slot is not None}
+        return {life.slot for life in (*self._waiting, *self._left) if life.slot is not None}
 
     def stand_down(self) -> None:
         """The cluster is to end: nothing comes any more, unless somebody else forks."""
         self._stands_down = True
+        self.holds = False
         self._waiting.clear()
+        self._left.clear()
+
+    def fill(self) -> None:
+        """Start workers at once in all places that are kept, as if nothing had crashed before."""
+        self.given_up = False
+        self.crashes = 0
+        empty = self._waiting + self._left
+        self._left.clear()
+        self._waiting[:] = [_Life(life.slot, life.env) for life in empty]
+        for life in list(self._waiting):
+            self._start(life)
 
     # What happens
 
@@ -116,21 +134,26 @@ class Respawner:
 
     def came_up(self, worker: Worker) -> None:
         """A worker listens."""
-        self.ever_up = True
+        if worker.id in self._lives:
+            self.ever_up = True
 
     def ended(self, worker: Worker) -> None:
         """A worker's process has ended: decide what comes in its place."""
-        life = self._lives.pop(worker.id)
+        life = self._lives.pop(worker.id, None)
+        if life is None:
+            return  # it is of the last image of this process
         asked = worker._asked_to_end or self._primary.stopping
         done = worker.process.exitcode == 0
         self.ever_up = self.ever_up or life.lasted_s >= STEADY_S or (done and not asked)
         if asked:
             return
         self.crashes += not done
-        if worker._covered or self._stands_down or not self._wants_another(done):
+        if worker._covered or self._stands_down:
             return
-        if self._may_try_again():
+        if self._wants_another(done) and self._may_try_again():
             self._replace(life, worker)
+        else:
+            self._leave(life)
 
     def failed(self, exception: Exception) -> None:
         """Somebody could not fork a worker for want of something: one comes later."""
@@ -154,7 +177,8 @@ class Respawner:
 
     def _give_up(self, tries: int) -> None:
         self.on_given_up(tries)
-        self._primary.disconnect_all(None)
+        if not (self.holds or self._primary.inherited):
+            self._primary.disconnect_all(None)
 
     def _replace(self, life: _Life, why: Worker | Exception) -> None:
         crashes = 0 if life.lasted_s >= STEADY_S else life.crashes + 1
@@ -184,7 +208,12 @@ class Respawner:
         if self._may_try_again():
             self._replace(life, exception)
         else:
+            self._leave(life)
             self.on_pause(exception, None)
+
+    def _leave(self, life: _Life) -> None:
+        if self.holds:
+            self._left.append(life)
 
 
 def in_words(pause_s: float | None) -> str:
@@ -196,9 +225,7 @@ def in_words(pause_s: float | None) -> str:
 
 def _log_pause(why: Worker | Exception, pause_s: float | None) -> None:
     if isinstance(why, Worker):
-        code, signal = why.process.exitcode, why.process.signal
-        end = f"exited with status {code}" if signal is None else f"was killed by {name_of(signal)}"
-        text = f"worker {why.id} (pid {why.process.pid}) {end}"
+        text = f"worker {why.id} (pid {why.process.pid}) {end_in_words(why.process.exitcode, why.process.signal)}"
     else:
         text = f"cannot start a worker: {why}"
     log("warning", text + in_words(pause_s))

@@ -1,6 +1,5 @@
 """The worker's script: what it is, and running it again from the top as `__main__`."""
 
-import functools
 import io
 import os
 import sys
@@ -75,8 +74,24 @@ def _is_archive(path: str) -> bool:
     return zipfile.is_zipfile(path)
 
 
-@functools.cache  # the interpreter takes __file__ away when the script has ended, and the cluster may run on then
+# The interpreter takes __file__ away when the script has ended, and the cluster may run on then.
+_main: Script | None = None
+
+
+def remember_main(script: Script) -> None:
+    """Have this for the script that this process was started with."""
+    global _main
+    _main = script
+
+
 def _main_script() -> Script:
+    if _main is None:
+        remember_main(_find_main_script())
+        assert _main is not None
+    return _main
+
+
+def _find_main_script() -> Script:
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     file = getattr(main, "__file__", None)

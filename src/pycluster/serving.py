@@ -123,15 +123,28 @@ def _serve_asgi(
 
 
 def _serve_wsgi(app: Any, host: str, port: int, uds: str | None, backlog: int, log_level: str) -> None:
-    import waitress
+    import waitress.task
+
+    assert cluster._child is not None
+    quiet = cluster._child.quiet
+
+    class Task(waitress.task.WSGITask):  # type: ignore[misc]
+        def build_response_header(self) -> bytes:
+            if quiet.is_set():
+                # Whoever keeps asking on one connection is to ask on another one, at another worker.
+                self.request.headers["CONNECTION"] = "close"
+            return bytes(super().build_response_header())
+
+    class Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
+        task_class = Task
 
     logging.basicConfig()
     logging.getLogger("waitress").setLevel(log_level.upper())
     with _said(uds or f"{host}:{port}"):
         sock = cluster.listen(uds or (host, port), backlog=backlog)
     server = waitress.create_server(app, sockets=[sock], backlog=backlog)
-
-    threading.Thread(target=_close_idle_connections, args=[server], daemon=True).start()
+    server.channel_class = Channel
+    threading.Thread(target=_close_idle_connections, args=[server, quiet], daemon=True).start()
     server.run()
 
 
@@ -144,10 +157,9 @@ def _said(address: str) -> Iterator[None]:
         sys.exit(f"cannot listen on {address}: {exception}")
 
 
-def _close_idle_connections(server: Any) -> None:
+def _close_idle_connections(server: Any, quiet: threading.Event) -> None:
     """Once this worker disconnects: waitress keeps an idle connection for two minutes, and so its worker."""
-    assert cluster._child is not None
-    cluster._child.quiet.wait()
+    quiet.wait()
     server.adj.channel_timeout = IDLE_S
     server.adj.cleanup_interval = 0
     server.next_channel_cleanup = 0

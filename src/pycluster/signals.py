@@ -3,13 +3,14 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator, Mapping
 
 
 @contextlib.contextmanager
-def handling(stop: Callable[[int, FrameType | None], object], wakeup_fd: int) -> Iterator[None]:
-    """Answer SIGTERM and SIGINT with `stop`, and put the previous handlers back afterwards.
+def handling(
+    answers: Mapping[int, Callable[[], object]], defer: Callable[[Callable[[], object]], object], wakeup_fd: int
+) -> Iterator[None]:
+    """Have each of these signals answered by a function, deferred; put the previous handlers back afterwards.
 
     Every signal is written to `wakeup_fd`, unless somebody else has asked for them: one that comes after Python has
     last looked, and before the wait for events begins, would not end that wait.
@@ -23,7 +24,7 @@ def handling(stop: Callable[[int, FrameType | None], object], wakeup_fd: int) ->
     somebody_elses = signal.set_wakeup_fd(wakeup_fd, warn_on_full_buffer=False)
     if somebody_elses != -1:
         signal.set_wakeup_fd(somebody_elses)
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, lambda number, frame: defer(answers[number])) for number in answers}
     try:
         yield
     finally:
@@ -51,6 +52,11 @@ def as_signal(value: int | str) -> signal.Signals | int:
     if isinstance(value, int) and value in signal.valid_signals():
         return value
     raise ValueError(f"{value!r} is no signal; use signal.SIGTERM, or its name")
+
+
+def end_in_words(code: int | None, number: int | None) -> str:
+    """How a process has ended, by its exit status or by the signal that ended it."""
+    return f"exited with status {code}" if number is None else f"was killed by {name_of(number)}"
 
 
 def name_of(number: int) -> str:

@@ -41,6 +41,17 @@ class SocketFile:
         except OSError:
             self._link = b""  # no links here; without one the file is not put back
 
+    def export(self) -> tuple[bytes, bytes, tuple[int, int]]:
+        """What `adopt` takes."""
+        return self._path, self._link, self._identity
+
+    @classmethod
+    def adopt(cls, path: bytes, link: bytes, identity: tuple[int, int]) -> "SocketFile":
+        """Own the file that the last image of this process has owned."""
+        file = cls.__new__(cls)
+        file._path, file._link, file._identity = path, link, identity
+        return file
+
     def restore(self) -> None:
         """Put the file back if it is gone, or if the file of a dead socket lies there."""
         if not self._link or self._is_ours(self._path):

@@ -23,6 +23,8 @@ def main() -> NoReturn:
     start.leave_interrupts_to_the_primary()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     told = msgspec.json.decode(told_as_json, type=protocol.Start)
+    if told.takeover != protocol.TAKEOVER_VERSION:
+        raise RuntimeError("the primary runs another version of pycluster; start the cluster anew")
     settings = Settings().merged(told.settings)
     _cluster.attach_region(told.region, told.version, settings.max_workers, settings.max_counters)
     os.set_inheritable(told.channel, False)

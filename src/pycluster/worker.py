@@ -58,6 +58,14 @@ class Address(NamedTuple):
     fd: int | None = None
 
 
+def where(address: Address) -> str:
+    """An address as people write it."""
+    if address.path is not None:
+        return address.path
+    host = f"[{address.host}]" if address.host and ":" in address.host else address.host
+    return f"{host}:{address.port}"
+
+
 class Role(Protocol):
     """What a worker's object needs of the side that it lives on: `Primary` or `Child`."""
 
@@ -157,6 +165,7 @@ class Worker(Emitter):
         self._role = role
         self._state: State = "none"
         self._asked_to_end = False
+        self._inherited = False  # from the last image of the primary: the script does not know of it
         self._covered = False  # another one holds its place: whoever replaces what crashes need not
         self._env: Mapping[str, str] | None = None  # that it was forked with
 
@@ -238,6 +247,9 @@ class Worker(Emitter):
     def is_dead(self) -> bool:
         """Whether the process has ended."""
         return self._state == "dead"
+
+    def _note_end(self) -> None:
+        self.exited_after_disconnect = self._asked_to_end or self._covered
 
     def _step(self, step: Step) -> None:
         """Go on in its life.

@@ -23,7 +23,7 @@ from typing import Any
 
 from programs.answering import answer
 from programs.facts import tell, tell_events
-from pycluster import _cluster, cluster, process
+from pycluster import Worker, _cluster, cluster, process
 
 # ---- What a worker can do
 
@@ -399,7 +399,7 @@ def leave() -> None:
     cluster.worker.disconnect()
 
 
-def end(status: int) -> None:
+def end(status: int = 7) -> None:
     """End the script."""
     sys.exit(status)
 
@@ -421,6 +421,10 @@ def hold(size: int) -> None:
 def sleep(seconds: float) -> None:
     """Be busy with something else."""
     time.sleep(seconds)
+
+
+def variable(name: str) -> str | None:
+    return os.environ.get(name)
 
 
 def crash() -> None:
@@ -489,6 +493,32 @@ def disconnect(worker: int) -> None:
 
 def disconnect_all() -> None:
     cluster.disconnect()
+
+
+def reload(timeout: float = 60, times: int = 1) -> None:
+    for _ in range(times):
+        cluster.reload(timeout, lambda error: tell("reloaded", error=None if error is None else str(error)))
+
+
+def reload_without_callback(timeout: float) -> None:
+    cluster.reload(timeout)
+
+
+def listen_for_errors() -> None:
+    cluster.on("error", lambda error: tell("error", type=type(error).__name__, text=str(error)))
+
+
+def respawn() -> None:
+    """Replace what crashes, as the guide does."""
+
+    @cluster.on("exit")
+    def on_exit(worker: Worker, code: int | None, signal: int | None) -> None:
+        if not worker.exited_after_disconnect:
+            cluster.fork()
+
+
+def fork_with(env: dict[str, str]) -> int:
+    return cluster.fork(env).id
 
 
 def figures() -> dict[str, int]:

@@ -1,0 +1,437 @@
+"""The primary re-executes itself in place, so that a reload under the start method "fork" runs new code everywhere.
+
+execve(2) keeps the process: its pid, its children, and each descriptor that is not close-on-exec. So the old image of
+the primary writes down what it knows of its workers and listeners, leaves exactly their descriptors open, and executes
+a fresh interpreter on successor.py. That adopts all of it, starts the balancer again, and runs the script from the top.
+Between the two, while the interpreter starts and imports the library (100 ms of a processor's time), connections wait
+in the kernel's backlog, and what lies in the workers' channels is theirs. Everything else of the old image is gone
+without a word: its threads, its other descriptors, what it had not written, its atexit functions.
+
+What must not be in transit: the balancer's mutex is held from the first look at its tables to the execve, so its thread
+can at most sleep. What a control channel has half read or half written goes along.
+
+The workers of the old image serve on. The new script does not see them: its own `fork()`s start its workers, and the
+old ones are disconnected as those come up (see reload.py). Only their messages reach its handlers. If the new script
+ends before it runs the cluster, its image stays with the old workers, for the next SIGHUP to try again.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
+
+import msgspec
+
+from . import _cluster
+from .channel import Channel
+from .child import exit_status, users_part
+from .errors import ReloadError
+from .handles import DatagramHandle, Handle, RoundRobinHandle, SharedHandle
+from .listeners import Listeners
+from .primary import Member, Primary
+from .script import Script, remember_main
+from .settings import Settings
+from .socketfile import SocketFile
+from .start import flush_standard_streams
+from .worker import LEAVING, Address, State, Worker
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+
+VARIABLE = "PYCLUSTER_SUCCESSOR"
+# Another version of the library is refused by the worker that is spawned before: that runs the new one, and compares
+# the versions of the shared region and of what is handed on.
+_BOOTSTRAP = os.path.join(os.path.dirname(__file__), "successor.py")
+
+# What `run()` answers. These, and signals that the script has handlers for, are blocked around the execve, and wait in
+# the new image until its script has handlers for them, or runs the cluster: their default is to end the process.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+
+# As this process was started: what the script has changed since, it will change again.
+_ARGUMENTS = sys.argv[1:]
+_ENVIRONMENT = dict(os.environb)
+try:
+    _DIRECTORY = os.getcwd()
+except FileNotFoundError:
+    _DIRECTORY = "/"
+
+Kind = Literal["rr", "none", "udp"]
+_KINDS: dict[Kind, type[Handle]] = {"rr": RoundRobinHandle, "none": SharedHandle, "udp": DatagramHandle}
+
+
+class HandedWorker(msgspec.Struct):
+    """A worker. Its descriptors, here and below, are those of the process, which keeps them."""
+
+    id: int
+    pid: int
+    pidfd: int
+    slot: int
+    index: int
+    state: State
+    env: dict[str, str] | None
+    serialization: Literal["msgpack", "json"]
+    max_message_size: int
+    channel: int
+    wire: tuple[bytes, list[int | None], list[tuple[bytes, bytes, int, int]]]
+    pipes: list[int | None]
+
+
+class HandedHandle(msgspec.Struct):
+    """A listening handle, and the channels of its workers, by id, if the balancer has it."""
+
+    kind: Kind
+    key: int
+    name: Any
+    sock: int
+    address: Address
+    file: tuple[bytes, bytes, tuple[int, int]] | None
+    members: list[int]
+    listening: list[int]
+    backlog: int
+    balanced: bool = False
+    held: tuple[int, bytes] | None = None
+    orphans: list[tuple[int, int, int, int]] = []
+    channels: dict[int, tuple[int, int, int, int]] = {}
+
+
+class Handed(msgspec.Struct):
+    """All that one image of the primary leaves to the next."""
+
+    region: int
+    version: int
+    max_workers: int
+    max_counters: int
+    max_pending: int
+    last_id: int
+    last_key: int
+    timeout_s: float
+    signals: list[int]
+    mask: list[int]
+    script: Script
+    workers: list[HandedWorker]
+    handles: list[HandedHandle]
+
+    def descriptors(self) -> list[int]:
+        """Those that go along."""
+        found: list[int | None] = [self.region]
+        for worker in self.workers:
+            found += [worker.pidfd, worker.channel, *worker.pipes, *worker.wire[1]]
+            found += [fd for _, _, _, fd in worker.wire[2]]
+        for handle in self.handles:
+            found.append(handle.sock)
+            if handle.held is not None:
+                found.append(handle.held[0])
+            for pair in [*handle.orphans, *handle.channels.values()]:
+                found += pair[:2]
+        return [fd for fd in found if fd is not None and fd >= 0]
+
+
+# ---- The old image
+
+
+def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
+    """Become the next image of this process. Main thread, dispatching.
+
+    Args:
+      timeout_s: how long its workers have to come up.
+
+    Raises:
+      ReloadError: it cannot be; nothing has changed.
+    """
+    import subprocess  # only here: every worker would carry it
+
+    settings = primary.settings
+    if 2 * len(primary._members) > settings.max_workers:
+        raise ReloadError(
+            f"there is no room for old and new workers beside each other: settings.max_workers is "
+            f"{settings.max_workers}; set it to twice as many as there are, before the first fork"
+        )
+    flush_standard_streams()
+    opened: list[int] = []
+    directory = None
+    handled = {number for number in range(1, signal.NSIG) if callable(signal.getsignal(number))}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+    _cluster.lock_balancer()
+    try:
+        handed = _write_down(primary, script, timeout_s)
+        handed.signals, handed.mask = sorted(handled), sorted(mask)
+        state = os.memfd_create("pycluster-state", 0)
+        opened.append(state)
+        with open(state, "wb", closefd=False) as file:
+            file.write(msgspec.msgpack.encode(handed))
+        told = json.dumps({"state": state, "path": sys.path})
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        arguments = [sys.executable, *flags, _BOOTSTRAP, script.path, *_ARGUMENTS]
+        inherited = handed.descriptors()
+        directory = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        opened.append(directory)
+        os.chdir(_DIRECTORY)
+        try:
+            for fd in inherited:
+                os.set_inheritable(fd, True)
+            os.execve(sys.executable, arguments, {**_ENVIRONMENT, VARIABLE.encode(): told.encode()})
+        finally:
+            for fd in inherited:
+                os.set_inheritable(fd, False)
+            os.fchdir(directory)
+    except (OSError, ValueError, TypeError) as exception:
+        raise ReloadError(f"the primary cannot execute itself anew: {exception}") from exception
+    finally:
+        _cluster.unlock_balancer()
+        for fd in opened:
+            os.close(fd)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    raise AssertionError("unreachable")
+
+
+def _write_down(primary: Primary, script: Script, timeout_s: float) -> Handed:
+    region, version = _cluster.region_to_inherit()
+    settings, listeners = primary.settings, primary._listeners
+    names = {handle.key: name for name, handle in listeners._by_name.items()}
+    return Handed(
+        region=region,
+        version=version,
+        max_workers=settings.max_workers,
+        max_counters=settings.max_counters,
+        max_pending=settings.max_pending,
+        last_id=primary._ids,
+        last_key=listeners._keys,
+        timeout_s=timeout_s,
+        signals=[],
+        mask=[],
+        script=script,
+        workers=[_write_worker_down(member) for member in primary._members.values()],
+        # Not those that are closed: what lies in their channels is the workers', who have their ends.
+        handles=[_write_handle_down(handle, names[handle.key]) for handle in listeners._by_key.values()],
+    )
+
+
+def _write_worker_down(member: Member) -> HandedWorker:
+    worker, channel = member.worker, member.channel
+    pipes = (worker.process.stdin, worker.process.stdout, worker.process.stderr)
+    return HandedWorker(
+        id=worker.id,
+        pid=worker.process.pid,
+        pidfd=member.pidfd,
+        slot=worker.slot,
+        index=member.index,
+        state=worker.state,
+        env=None if worker._env is None else dict(worker._env),
+        serialization=channel.serialization,
+        max_message_size=channel.max_message_size,
+        channel=-1 if channel.closed else channel.fileno(),
+        wire=channel.export(),
+        pipes=[None if pipe is None or pipe.closed else pipe.fileno() for pipe in pipes],
+    )
+
+
+def _write_handle_down(handle: Handle, name: Any) -> HandedHandle:
+    handed = HandedHandle(
+        kind=next(kind for kind, made in _KINDS.items() if type(handle) is made),
+        key=handle.key,
+        name=name,
+        sock=handle.sock.fileno(),
+        address=handle.address,
+        file=None if handle.file is None else handle.file.export(),
+        members=sorted(handle.members),
+        listening=sorted(handle.listening),
+        backlog=handle.backlog,
+    )
+    if isinstance(handle, RoundRobinHandle) and handle._listener is not None:
+        handed.balanced = True
+        handed.held, handed.orphans = handle._listener.export()
+        exported = {worker_id: channel.export() for worker_id, channel in handle._channels.items()}
+        handed.channels = {worker_id: channel for worker_id, channel in exported.items() if channel is not None}
+    return handed
+
+
+# ---- The new image
+
+
+def read(state: int) -> Handed:
+    """What the old image has left, written down behind a descriptor, which is closed."""
+    with open(state, "rb") as file:
+        file.seek(0)
+        handed = msgspec.msgpack.decode(file.read(), type=Handed)
+    for fd in handed.descriptors():
+        os.set_inheritable(fd, False)
+    return handed
+
+
+@contextlib.contextmanager
+def succession(cluster: "Cluster", handed: Handed) -> Iterator[None]:
+    """Adopt what the old image has left, while the new one's script starts. When that fails, stay with the old workers.
+
+    Raises:
+      SystemExit: the script has failed, and all workers have ended since.
+    """
+    remember_main(handed.script)
+    cluster._settings = Settings(max_workers=handed.max_workers, max_counters=handed.max_counters)
+    _cluster.adopt_region(handed.region, handed.version, handed.max_workers, handed.max_counters)
+    cluster._has_region = True
+    primary = cluster._as_primary("run")
+    _adopt(handed, primary)
+    assert cluster._reload is not None
+    cluster._reload.succeed(handed.timeout_s)
+    cluster._need_implicit_run()
+    _catch_signals(primary, handed)
+    try:
+        yield
+    except BaseException as exception:
+        if cluster._has_run or (isinstance(exception, SystemExit) and primary.workers and not primary.stopping):
+            raise  # as any script may end
+        status = _show(exception)
+        for worker in primary.workers.values():
+            primary.retire(worker)
+        if not primary.stopping:
+            cluster._reload.give_up(
+                ReloadError("the new version has ended before it ran the cluster; the workers that ran go on")
+            )
+        cluster.run()
+        sys.exit(status or 1)
+
+
+def _show(exception: BaseException) -> int:
+    """Say how a script has ended, as the interpreter would. Returns its status."""
+    if isinstance(exception, SystemExit):
+        return exit_status(exception)
+    exception.__traceback__ = users_part(exception.__traceback__)
+    sys.excepthook(type(exception), exception, exception.__traceback__)
+    return 1
+
+
+def _catch_signals(primary: Primary, handed: Handed) -> None:
+    """Until the script has handlers of its own, or runs the cluster."""
+    global _catcher
+
+    def catch(number: int, frame: object) -> None:
+        if number == signal.SIGHUP:
+            primary.defer(lambda: primary.on_hangup())
+        elif number in (signal.SIGTERM, signal.SIGINT):
+            primary.stopping = True
+            primary.defer(primary.stop)
+            raise SystemExit(0)
+        else:
+            _caught.append(number)
+
+    _catcher = catch
+    for number in {*SIGNALS, *handed.signals}:
+        signal.signal(number, catch)
+    signal.pthread_sigmask(signal.SIG_SETMASK, handed.mask)
+
+
+_catcher: Callable[[int, Any], None] | None = None
+_caught: list[int] = []
+
+
+@contextlib.contextmanager
+def passing_signals_on() -> Iterator[None]:
+    """While the cluster runs: the script has its handlers by now, or will have none, and gets what has been caught.
+
+    Where this is no new image, or not the main thread, nothing happens.
+    """
+    if _catcher is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _uncatch(set(range(1, signal.NSIG)) - {*SIGNALS})
+    try:
+        yield
+    finally:
+        _uncatch(set(SIGNALS))
+
+
+def _uncatch(numbers: set[int]) -> None:
+    for number in numbers:
+        if signal.getsignal(number) is _catcher:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        elif number in _caught:
+            _caught.remove(number)
+            signal.raise_signal(number)
+
+
+def _adopt(handed: Handed, primary: Primary) -> None:
+    """Give a fresh primary the workers and the listeners of the last image, and start the balancer."""
+    primary._ids = handed.last_id
+    for handed_worker in handed.workers:
+        _adopt_worker(handed_worker, primary)
+    if any(handle.balanced for handle in handed.handles):
+        _cluster.start_balancer(handed.max_pending)
+    listeners = primary._listeners
+    listeners._keys = handed.last_key
+    indices = {worker.id: worker.index for worker in handed.workers}
+    for handle in handed.handles:
+        _adopt_handle(handle, listeners, indices)
+    for worker in primary.inherited:
+        if worker.state in LEAVING:
+            primary.retire(worker)  # the old image would have killed it in time
+
+
+def _adopt_worker(handed: HandedWorker, primary: Primary) -> None:
+    _cluster.adopt_slot(handed.index)
+    worker = Worker(handed.id, handed.slot, handed.pid, primary, primary._report)
+    worker._env = handed.env
+    worker._state = handed.state
+    worker._asked_to_end = handed.state in LEAVING
+    worker._inherited = worker._covered = True  # the script forks its own, and need not replace this one
+    modes = ("wb", "rb", "rb")
+    worker.process.stdin, worker.process.stdout, worker.process.stderr = (
+        None if fd is None else os.fdopen(fd, mode, 0 if mode == "wb" else -1)
+        for fd, mode in zip(handed.pipes, modes, strict=True)
+    )
+    if handed.channel >= 0:
+        sock = socket.socket(fileno=handed.channel)
+    else:
+        sock, peer = socket.socketpair()
+        peer.close()
+    channel = Channel(
+        sock,
+        primary._loop.poll,
+        handed.index,
+        serialization=handed.serialization,
+        max_message_size=handed.max_message_size,
+        defer=primary._defer_callback,
+    )
+    if handed.channel >= 0:
+        channel.adopt(*handed.wire)
+    else:
+        channel.close()
+    primary.enroll(Member(worker, handed.index, handed.pidfd, channel))
+    for pipe in (worker.process.stdout, worker.process.stderr):
+        if pipe is not None:
+            _drain(pipe, primary)
+
+
+def _drain(pipe: IO[bytes], primary: Primary) -> None:
+    """Read what nobody reads any more: a worker must not wait for that."""
+
+    def read() -> None:
+        if not os.read(pipe.fileno(), 65536):
+            primary.unwatch(pipe.fileno())
+            pipe.close()
+
+    primary.watch(pipe.fileno(), read)
+
+
+def _adopt_handle(handed: HandedHandle, listeners: Listeners, indices: dict[int, int]) -> None:
+    file = None if handed.file is None else SocketFile.adopt(*handed.file)
+    handle = _KINDS[handed.kind](handed.key, socket.socket(fileno=handed.sock), handed.address, file)
+    handle.members.update(worker_id for worker_id in handed.members if worker_id in indices)
+    handle.listening.update(worker_id for worker_id in handed.listening if worker_id in indices)
+    handle.backlog = handed.backlog
+    listeners._by_key[handed.key] = listeners._by_name[_as_tuples(handed.name)] = handle
+    if handed.balanced:
+        assert isinstance(handle, RoundRobinHandle)
+        handle._listener = _cluster.Listener(handed.sock)
+        handle._listener.adopt(handed.held, handed.orphans)
+        for worker_id, channel in handed.channels.items():
+            handle._channels[worker_id] = _cluster.HandoffChannel(handle._listener, indices[worker_id], channel)
+
+
+def _as_tuples(name: Any) -> Any:
+    """A handle's name, which is a key, as it was before it was encoded."""
+    return tuple(map(_as_tuples, name)) if isinstance(name, list) else name

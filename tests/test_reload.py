@@ -1,0 +1,617 @@
+"""Reload: one worker after the other, whatever happens to the old and the new one meanwhile; and SIGHUP and others."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from harness import (
+    PATIENCE_S,
+    PROGRAMS,
+    Program,
+    Programs,
+    connect_to,
+    free_port,
+    read_all,
+    request,
+    wait_until,
+)
+from puppets import Puppets, Start
+from pycluster.reload import MACHINE
+
+GET = b"GET / HTTP/1.0\r\n\r\n"
+SOON_S = 0.3
+
+
+def workers(cluster: Puppets) -> list[int]:
+    return sorted(map(int, cluster.do(0, "states")))
+
+
+def listening(start: Start, port: int, count: int = 1, **settings: Any) -> Puppets:
+    """A cluster whose workers listen, and wait for nobody when they are to end."""
+    cluster = start(count, **settings)
+    for worker in range(1, count + 1):
+        cluster.do(worker, "listen", port=port)
+    return cluster
+
+
+def wait_for_worker(cluster: Puppets, worker: int) -> None:
+    cluster.program.wait_for("ready", worker=worker)
+
+
+def outcomes(cluster: Puppets, count: int = 1) -> list[str | None]:
+    return [fact["error"] for fact in cluster.program.wait_for_all(count, "reloaded")]
+
+
+def test_each_worker_is_replaced_once_the_new_one_listens(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port, 2)
+    cluster.do(0, "reload")
+    for old, new in ((1, 3), (2, 4)):
+        wait_for_worker(cluster, new)
+        assert not cluster.program.facts_of("disconnect", worker=old)
+        cluster.do(new, "listen", port=port)
+        assert cluster.wait_for_exit(old) == (0, None)
+    assert outcomes(cluster) == [None]
+    assert workers(cluster) == [3, 4]
+    assert {worker: stats["slot"] for worker, stats in cluster.do(0, "stats")["workers"].items()} == {"3": 0, "4": 1}
+    ends = cluster.program.facts_of("exit")
+    assert [(fact["worker"], fact["asked"]) for fact in ends] == [(1, True), (2, True)]
+    assert all(len(fact["workers"]) <= 3 for fact in cluster.program.facts if "workers" in fact), "one more, never two"
+
+
+def test_a_new_worker_must_listen_on_all_that_the_old_one_listens_on(start: Start, tmp_path: pathlib.Path) -> None:
+    port, path = free_port(), str(tmp_path / "socket")
+    cluster = listening(start, port)
+    cluster.do(1, "listen", name="other", path=path)
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 2)
+    cluster.do(2, "listen", port=port)
+    cluster.do(2, "listen", name="bound", path=path, only_bind=True)
+    cluster.do(1, "listen", name="third", port=free_port())
+    assert workers(cluster) == [1, 2]
+    cluster.do(1, "close", name="third")
+    cluster.do(2, "close", name="bound")
+    assert workers(cluster) == [1, 2]
+    cluster.do(2, "listen", name="other", path=path)
+    assert cluster.wait_for_exit(1) == (0, None)
+    assert outcomes(cluster) == [None]
+
+
+def test_a_new_worker_gets_the_environment_of_the_old_one(start: Start) -> None:
+    cluster = start(0)
+    assert cluster.do(0, "fork_with", env={"COLOUR": "green"}) == 1
+    wait_for_worker(cluster, 1)
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 2)
+    assert cluster.do(2, "variable", name="COLOUR") == "green"
+    assert outcomes(cluster) == [None], "what listens on nothing is up when it has run for a second"
+    assert workers(cluster) == [2]
+
+
+@pytest.mark.parametrize("respawn", [False, True])
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_a_new_worker_that_ends_stops_the_reload(end: str, respawn: bool, start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port, 2)
+    if respawn:
+        cluster.do(0, "respawn")
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 3)
+    cluster.begin(3, "end" if end == "exit" else "crash")
+    [said] = outcomes(cluster)
+    assert said is not None
+    how = "exited with status 7" if end == "exit" else "was killed by SIGKILL"
+    assert f"the new worker 3 (pid {cluster.pid(3)}) {how} before it listened on 127.0.0.1:{port}" in said
+    assert cluster.program.wait_for("exit", worker=3)["asked"] is True, "nobody need replace it"
+    assert workers(cluster) == [1, 2]
+    assert all(fact["worker"] in (1, 2, 3) for fact in cluster.program.facts_of("online"))
+    # The next one succeeds.
+    cluster.do(0, "reload")
+    for new in (4, 5):
+        wait_for_worker(cluster, new)
+        cluster.do(new, "listen", port=port)
+    assert outcomes(cluster, 2)[1] is None
+    assert workers(cluster) == [4, 5]
+
+
+def test_a_new_worker_that_does_not_listen_in_time_is_ended(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    cluster.do(0, "reload", timeout=SOON_S)
+    [said] = outcomes(cluster)
+    assert said is not None
+    assert f"did not listen on 127.0.0.1:{port} within 0.3 s" in said
+    assert "timeout=" in said
+    cluster.program.wait_for("exit", worker=2)
+    assert workers(cluster) == [1]
+
+
+@pytest.mark.parametrize("respawn", [False, True])
+def test_a_crash_of_the_old_worker_leaves_its_place_to_the_new_one(respawn: bool, start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    if respawn:
+        cluster.do(0, "respawn")
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 2)
+    cluster.begin(1, "crash")
+    assert cluster.program.wait_for("exit", worker=1)["asked"] is True, "its place is taken"
+    cluster.do(2, "listen", port=port)
+    assert outcomes(cluster) == [None]
+    assert workers(cluster) == [2]
+    cluster.begin(2, "crash")
+    assert cluster.program.wait_for("exit", worker=2)["asked"] is False
+    assert workers(cluster) == [3] * respawn
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_when_old_and_new_crash_one_of_them_is_to_be_replaced(first: int, start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    cluster.do(0, "respawn")
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 2)
+    for worker in (first, 3 - first):
+        os.kill(cluster.pid(worker), signal.SIGKILL)
+    [said] = outcomes(cluster)
+    assert said is not None
+    asked = {worker: cluster.program.wait_for("exit", worker=worker)["asked"] for worker in (1, 2)}
+    assert sorted(asked.values()) == [False, True]
+    wait_for_worker(cluster, 3)
+    assert workers(cluster) == [3]
+
+
+def test_a_late_worker_that_is_alone_in_its_place_is_kept(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    cluster.do(0, "reload", timeout=1.0)
+    wait_for_worker(cluster, 2)
+    cluster.begin(1, "crash")
+    [said] = outcomes(cluster)
+    assert said is not None
+    assert "did not listen" in said
+    cluster.do(2, "listen", port=port)
+    assert cluster.do(0, "states") == {"2": "listening"}
+
+
+def test_a_worker_that_is_disconnected_meanwhile_needs_no_successor(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port, 2)
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 3)
+    cluster.do(0, "disconnect", worker=1)
+    assert cluster.wait_for_exit(1) == cluster.wait_for_exit(3) == (0, None)
+    wait_for_worker(cluster, 4)
+    cluster.do(4, "listen", port=port)
+    assert outcomes(cluster) == [None]
+    assert workers(cluster) == [4]
+
+
+def test_reloads_that_are_asked_for_meanwhile_become_one(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    cluster.do(0, "reload")
+    wait_for_worker(cluster, 2)
+    cluster.do(0, "reload", times=3)
+    for new in (2, 3):
+        wait_for_worker(cluster, new)
+        cluster.do(new, "listen", port=port)
+    assert outcomes(cluster, 4) == [None] * 4
+    assert workers(cluster) == [3]
+
+
+def test_a_worker_that_was_forked_after_a_reload_was_asked_for_is_not_replaced(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port)
+    cluster.do(0, "reload", times=2)
+    wait_for_worker(cluster, 2)
+    cluster.do(2, "listen", port=port)
+    assert outcomes(cluster, 2) == [None] * 2
+    assert workers(cluster) == [2]
+
+
+def test_when_all_are_disconnected_the_reload_is_over(start: Start) -> None:
+    port = free_port()
+    cluster = listening(start, port, 2)
+    cluster.do(0, "reload")
+    cluster.do(0, "reload_without_callback", timeout=60)
+    wait_for_worker(cluster, 3)
+    cluster.do(0, "disconnect_all")
+    for worker in (1, 2, 3):
+        assert cluster.wait_for_exit(worker) == (0, None)
+    [said] = outcomes(cluster)
+    assert workers(cluster) == []
+    assert said is None, "there is nobody left to be replaced"
+    assert "stopped" not in cluster.program.stderr
+
+
+def test_a_reload_without_workers_is_done_at_once(start: Start) -> None:
+    cluster = start(0)
+    cluster.do(0, "reload")
+    assert outcomes(cluster) == [None]
+
+
+@pytest.mark.parametrize("listener", [False, True])
+def test_what_stops_a_reload_is_told_to_error_listeners_or_logged(listener: bool, start: Start) -> None:
+    cluster = listening(start, free_port())
+    if listener:
+        cluster.do(0, "listen_for_errors")
+    cluster.do(0, "reload_without_callback", timeout=SOON_S)
+    if listener:
+        assert cluster.program.wait_for("error")["type"] == "ReloadError"
+        assert "reload" not in cluster.program.stderr
+    else:
+        assert wait_until(lambda: "the reload has stopped: the new worker 2" in cluster.program.stderr)
+
+
+def test_reload_needs_room_for_one_worker_more(start: Start) -> None:
+    cluster = start(1, max_workers=1)
+    cluster.do(0, "reload")
+    [said] = outcomes(cluster)
+    assert said is not None
+    assert "raise settings.max_workers" in said
+    assert workers(cluster) == [1]
+
+
+@pytest.mark.parametrize(("timeout", "error"), [(0, "ValueError"), (-1, "ValueError"), ("1", "TypeError")])
+def test_a_timeout_is_a_positive_number(timeout: Any, error: str, start: Start) -> None:
+    with pytest.raises(RuntimeError, match=f"{error}.*timeout"):
+        start(0).do(0, "reload", timeout=timeout)
+
+
+def test_reload_is_the_primarys(start: Start) -> None:
+    with pytest.raises(RuntimeError, match=r"NotPrimaryError.*cluster\.reload"):
+        start(1).do(1, "reload")
+
+
+def test_every_state_of_a_reload_is_reached_and_left() -> None:
+    states = {state for state, _ in MACHINE}
+    assert states == set(MACHINE.values())
+    assert all(any(before != state for (before, _), after in MACHINE.items() if after == state) for state in states)
+
+
+# ---- Signals, and new code
+
+
+class Load:
+    """Threads that make a connection per request, one after the other, and note what answers: version, part, worker."""
+
+    def __init__(self, port: int, threads: int) -> None:
+        self.answers: list[tuple[int, int, int]] = []
+        self.failures: list[str] = []
+        self._port = port
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.answers.append(ask(self._port))
+            except (OSError, AssertionError) as failure:
+                self.failures.append(repr(failure))
+
+    def versions(self) -> set[tuple[int, int]]:
+        """The versions that answer from now on."""
+        already = len(self.answers) + len(self._threads)  # those may have asked before
+        assert wait_until(lambda: len(self.answers) > already + 8 or self.failures)
+        return {answer[:2] for answer in self.answers[already:]}
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def ask(port: int) -> tuple[int, int, int]:
+    answer = request(port, GET)
+    found = re.search(rb"version (\d+)\.(\d+) worker (\d+)$", answer)
+    assert found, answer
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+class Service:
+    """programs/versioned.py, and a module that it imports, of which there are new versions."""
+
+    def __init__(
+        self,
+        programs: Programs,
+        directory: pathlib.Path,
+        count: int,
+        way: str = "run",
+        start: Sequence[str] = ("service.py",),
+        cwd: pathlib.Path | None = None,
+        env: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.port = free_port()
+        self.count = count
+        self.directory = directory
+        self._source = (PROGRAMS / "versioned.py").read_text()
+        self.release(0)
+        arguments = [*start, str(count), str(self.port), json.dumps(settings), way]
+        self.program = programs.add(Program(*arguments, cwd=cwd or directory, env=env))
+        self.program.wait_for_all(count, "listening")
+
+    def release(self, version: int, changes: Mapping[str, str] | None = None) -> None:
+        """Write a new version, at once for whoever reads it."""
+        source = self._source.replace("VERSION = 0", f"VERSION = {version}")
+        for old, new in (changes or {}).items():
+            assert old in source
+            source = source.replace(old, new)
+        # Of another size each time: Python takes what it has compiled for up to date when size and second are the same.
+        for name, text in (("service.py", source), ("part.py", f"VERSION = {version}\n")):
+            (self.directory / "new").write_text(text + "#" * version)
+            (self.directory / "new").rename(self.directory / name)
+
+    def reload(self) -> None:
+        """Send SIGHUP, and wait until all workers are others."""
+        before = set(self.program.processes())
+        self.program.send_signal(signal.SIGHUP)
+
+        def is_done() -> bool:
+            now = set(self.program.processes())
+            return now & before == {self.program.pid} and len(now) == self.count + 1
+
+        assert wait_until(is_done, 30), self.program
+
+    def fails_to_reload(self, said: str, number: int = signal.SIGHUP) -> None:
+        self.program.send_signal(number)
+        assert wait_until(lambda: said in self.program.stderr), self.program
+
+    def end(self, status: int = 0) -> None:
+        self.program.send_signal(signal.SIGTERM)
+        assert self.program.finish().returncode == status
+
+
+def descriptors(program: Program) -> list[str]:
+    """The kinds of what a primary has open."""
+    directory = f"/proc/{program.pid}/fd"
+    return sorted(os.readlink(f"{directory}/{fd}").partition(":")[0] for fd in os.listdir(directory))
+
+
+@pytest.mark.parametrize(("method", "count", "reloads"), [("fork", 2, 4), ("fork", 1, 2), ("spawn", 2, 2)])
+def test_reloads_under_load_fail_no_request_and_run_new_code(
+    method: str, count: int, reloads: int, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, count, start_method=method)
+    before = descriptors(service.program)
+    with Load(service.port, 4) as load:
+        for version in range(1, reloads + 1):
+            service.release(version)
+            service.reload()
+            assert load.versions() == {(version, version)}
+            assert load.failures == []
+    assert wait_until(lambda: descriptors(service.program) == before)
+    versions = [fact["version"] for fact in service.program.facts_of("ready", pid=service.program.pid)]
+    assert versions == (list(range(reloads + 1)) if method == "fork" else [0]), "the primary itself is new"
+    service.end()
+
+
+@pytest.mark.parametrize(
+    ("way", "start"),
+    [("run", "service.py"), ("serve", "service.py"), ("implicitly", "service.py"), ("run", "-m service")],
+)
+def test_the_primary_starts_anew_as_it_was_started(
+    way: str, start: str, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 1, way, start.split())
+    service.release(1)
+    service.reload()
+    service.release(2)
+    service.reload()
+    assert ask(service.port)[:2] == (2, 2)
+    service.end()
+    told = [{**fact, "version": None} for fact in service.program.facts_of("ready")]
+    assert len(told) == 3
+    assert told[1:] == told[:-1]
+    assert len(service.program.facts_of("over")) == (way != "implicitly")
+
+
+BROKEN = {
+    "a syntax error": ({"import asyncio": "?"}, "exited with status 1 before it listened"),
+    "an end at once": ({"import asyncio": "raise SystemExit(5)"}, "exited with status 5 before it listened"),
+    "an exception in the primary": (
+        {"    tell_events()": "    raise ValueError('not today')"},
+        "the new version has ended before it ran the cluster",
+    ),
+    "ends of workers that only the new primary starts": (
+        {"ENV = None": 'ENV = {"BROKEN": "1"}'},
+        "exited with status 3 before it",
+    ),
+    "an end of the primary": (
+        {"    tell_events()": "    sys.exit(5)"},
+        "the new version has ended before it ran the cluster",
+    ),
+    "an end after forks": (
+        {"    tell(": "    raise ValueError('not today')\n    tell("},
+        "the new version has ended before it ran the cluster",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_version_leaves_the_old_workers_serving_and_is_told(
+    broken: str, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    changes, said = BROKEN[broken]
+    service = Service(cluster_program, tmp_path, 2)
+    service.program.expects_traceback = True
+    with Load(service.port, 2) as load:
+        service.release(1, changes)
+        service.fails_to_reload(said)
+        assert wait_until(lambda: len(service.program.processes()) == 3)
+        assert load.versions() == {(0, 0)}
+        service.release(2)
+        service.reload()
+        assert load.versions() == {(2, 2)}
+    assert load.failures == []
+    service.end()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({'elif "IDLE" in os.environ': "elif True"}, "the new worker 3"),
+        ({"ENV = None": 'ENV = {"IDLE": "1"}'}, "the new version did not listen on 127.0.0.1"),
+    ],
+)
+def test_a_version_that_never_listens_leaves_the_old_workers_serving_and_is_told(
+    changes: dict[str, str], said: str, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 2)
+    with Load(service.port, 2) as load:
+        service.release(1, changes)
+        service.fails_to_reload(said, signal.SIGUSR1)
+        assert load.versions() == {(0, 0)}
+        service.release(2)
+        service.reload()
+        assert load.versions() == {(2, 2)}
+    assert load.failures == []
+    service.end()
+
+
+def test_old_workers_are_ended_gracefully_when_the_new_script_has_failed(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 2)
+    service.release(1, {"    tell_events()": "    sys.exit(5)"})
+    service.fails_to_reload("the new version has ended")
+    assert ask(service.port)[:2] == (0, 0)
+    service.end(5)
+
+
+@pytest.mark.parametrize("policy", ["rr", "none"])
+def test_messages_listeners_and_counters_outlive_the_image_of_the_primary(
+    policy: str, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    path, port = tmp_path / "socket", free_port()
+    program = cluster_program("takeover", path, port, env={"PYCLUSTER_SCHED_POLICY": policy})
+    program.wait_for("serving")
+    for image in (2, 3):
+        before = set(program.processes())
+        program.send_signal(signal.SIGHUP)
+        assert program.wait_for("image", number=image)["workers"], "no old one is among them"
+
+        def is_done(before: set[int] = before) -> bool:
+            now = set(program.processes())
+            return now & before == {program.pid} and len(now) == 2
+
+        assert wait_until(is_done), program
+        newest = max(fact["worker"] for fact in program.facts_of("serving"))
+        assert who_answers_in_words(path) == b"worker %d" % newest
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE_S)
+            client.sendto(b"who?", ("127.0.0.1", port))
+            assert client.recv(1000) == b"worker %d" % newest
+    program.send_signal(signal.SIGTERM)
+    assert program.finish().returncode == 0
+    assert not path.exists()
+    messages = program.facts_of("message")
+    assert all(fact["whole"] for fact in messages)
+    for worker in {fact["worker"] for fact in messages}:
+        numbers = [fact["number"] for fact in messages if fact["worker"] == worker]
+        assert numbers == list(range(len(numbers))), "none is lost between two images"
+    assert any(fact["image"] == 2 for fact in messages if fact["worker"] == 1), (
+        "an old worker is heard by the new image"
+    )
+    assert {fact["worker"] for fact in program.facts_of("exit")} <= {fact["worker"] for fact in messages}
+    assert not program.facts_of("exit", worker=1), "what the script has not forked it does not see end"
+
+
+def who_answers_in_words(path: pathlib.Path) -> bytes:
+    with connect_to(str(path)) as client:
+        return read_all(client)
+
+
+def test_a_primary_that_cannot_execute_itself_anew_goes_on(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
+    directory = tmp_path / "started here"
+    directory.mkdir()
+    service = Service(cluster_program, tmp_path, 1, "run", [str(tmp_path / "service.py")], directory)
+    before = flags(service.program)
+    directory.rmdir()
+    service.release(1)
+    service.fails_to_reload("the primary cannot execute itself anew: [Errno 2]")
+    assert wait_until(lambda: flags(service.program) == before)
+    assert ask(service.port)[:2] == (0, 0)
+    directory.mkdir()
+    service.reload()
+    assert ask(service.port)[:2] == (1, 1)
+    service.end()
+
+
+def flags(program: Program) -> list[tuple[str, str]]:
+    """What a primary has open, and how: close-on-exec, say."""
+    found = []
+    for fd in os.listdir(f"/proc/{program.pid}/fd"):
+        information = pathlib.Path(f"/proc/{program.pid}/fdinfo/{fd}").read_text()
+        kind = os.readlink(f"/proc/{program.pid}/fd/{fd}").partition(":")[0]
+        found.append((kind, information.split("flags:")[1].split()[0]))
+    return sorted(found)
+
+
+def test_old_and_new_workers_need_room_beside_each_other(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
+    service = Service(cluster_program, tmp_path, 2, max_workers=4)
+    service.fails_to_reload("settings.max_workers is 4; set it to twice as many")
+    service.end()
+
+
+def test_an_old_worker_does_not_wait_for_a_reader_of_its_output(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    pipes = ["inherit", "inherit", "pipe"]
+    service = Service(cluster_program, tmp_path, 1, env={"NOISE": "30000"}, stdio=pipes)
+    service.release(1, {"    tell_events()": "    sys.exit(5)"})
+    service.fails_to_reload("the new version has ended")
+    for _ in range(10):  # a pipe has room for 65536
+        assert ask(service.port)[:2] == (0, 0)
+    service.end(5)
+
+
+def test_signals_that_come_between_two_images_find_their_handlers(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 1)
+    service.program.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + PATIENCE_S
+    images = 1
+    while images < 3:
+        assert time.monotonic() < deadline, service.program
+        service.program.send_signal(signal.SIGUSR1)
+        service.program.send_signal(signal.SIGHUP)
+        images = len(service.program.facts_of("ready"))
+        time.sleep(0.003)
+    service.end()
+
+
+def test_sigttin_and_sigttou_change_the_number_of_workers_by_one(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 1, start_method="spawn")
+    program = service.program
+    program.send_signal(signal.SIGTTIN)
+    program.wait_for("listening", worker=2)
+    program.send_signal(signal.SIGTTIN)
+    program.wait_for("listening", worker=3)
+    program.send_signal(signal.SIGTTOU)
+    assert program.wait_for("exit")["worker"] == 3
+    program.send_signal(signal.SIGTTOU)
+    program.wait_for("exit", worker=2)
+    program.send_signal(signal.SIGTTOU)
+    service.reload()
+    ends = program.wait_for_all(3, "exit")
+    assert [fact["worker"] for fact in ends] == [3, 2, 1], "the last one stays"
+    service.end()
