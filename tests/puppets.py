@@ -85,7 +85,11 @@ class Puppets:
         for worker in workers:
             self.begin(worker, "serve", kind=kind, where=where)
         for worker in workers:
-            self._wait_for(lambda worker=worker: self.program.facts_of("listening", worker=worker), worker)  # type: ignore[misc]
+            self.wait_for_listening(worker)
+
+    def wait_for_listening(self, worker: int) -> None:
+        """Wait until a worker listens."""
+        self._wait_for(lambda: self.program.facts_of("listening", worker=worker), worker)
 
     def wait_for_exit(self, worker: int) -> tuple[int | None, str | None]:
         """How a worker has ended."""

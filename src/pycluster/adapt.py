@@ -3,40 +3,40 @@
 Nothing is imported for its own sake: what a worker never uses costs it nothing.
 """
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from .child import Child
 
-def _asyncio(module: ModuleType) -> None:
-    from . import aio
-
-    aio.share_ports()
-
-
-def _uvloop(module: ModuleType) -> None:
-    from . import uv
-
-    uv.share_ports(module)
-
-
-def _uvicorn(module: ModuleType) -> None:
-    from . import asgi
-
-    asgi.end_with_worker(module)
-
-
-_ADAPTERS: dict[str, Callable[[ModuleType], None]] = {
-    "asyncio.selector_events": _asyncio,
-    "uvicorn.server": _uvicorn,
-    "uvloop": _uvloop,
+# Which module is adapted by which function of this package.
+_ADAPTERS = {
+    "aiohttp.web_server": "servers.aiohttp:adapt",
+    "asyncio.selector_events": "aio:share_ports",
+    "cheroot.server": "servers.cheroot:adapt",
+    "gevent._socket3": "servers.gevent:share_ports",
+    "gevent.pywsgi": "servers.gevent:close_idle",
+    "http.server": "servers.http:adapt",
+    "hypercorn.asyncio.run": "servers.hypercorn:adapt",
+    "tornado.httpserver": "servers.tornado:adapt",
+    "trio": "servers.trio:adapt",
+    "twisted.internet.base": "servers.twisted:stop_reactor",
+    "twisted.web.http": "servers.twisted:close_idle",
+    "uvicorn.server": "servers.uvicorn:adapt",
+    "uvloop": "uv:share_ports",
+    "waitress.server": "servers.waitress:adapt",
 }
 
 
 class _Finder:
     """Finds each of the libraries as the finders behind it do, and adapts it when it has been executed."""
+
+    def __init__(self, child: "Child") -> None:
+        self._child = child
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -45,26 +45,31 @@ class _Finder:
             return None
         for finder in sys.meta_path:
             if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
-                _adapt_after_execution(spec, _ADAPTERS[name])
+                self._adapt_after_execution(name, spec)
                 return spec
         return None
 
+    def _adapt_after_execution(self, name: str, spec: ModuleSpec) -> None:
+        loader: Any = spec.loader
+        execute = loader.exec_module
 
-def _adapt_after_execution(spec: ModuleSpec, adapt: Callable[[ModuleType], None]) -> None:
-    loader: Any = spec.loader
-    execute = loader.exec_module
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            if module.__spec__ is spec:  # a zip archive has one loader for all its modules
+                _adapt(name, module, self._child)
 
-    def exec_module(module: ModuleType) -> None:
-        execute(module)
-        if module.__spec__ is spec:  # a zip archive has one loader for all its modules
-            adapt(module)
-
-    loader.exec_module = exec_module
+        loader.exec_module = exec_module
 
 
-def install() -> None:
+def _adapt(name: str, module: ModuleType, child: "Child") -> None:
+    adapter, _, function = _ADAPTERS[name].partition(":")
+    adapt: Callable[[ModuleType, Child], None] = getattr(importlib.import_module(f".{adapter}", __package__), function)
+    adapt(module, child)
+
+
+def install(child: "Child") -> None:
     """Adapt the libraries that are imported, and those that will be. In a worker that shares ports, once."""
-    for name, adapt in _ADAPTERS.items():
+    for name in _ADAPTERS:
         if name in sys.modules:
-            adapt(sys.modules[name])
-    sys.meta_path.insert(0, _Finder())
+            _adapt(name, sys.modules[name], child)
+    sys.meta_path.insert(0, _Finder(child))

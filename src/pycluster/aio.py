@@ -4,10 +4,14 @@ import asyncio
 import socket
 from asyncio import selector_events
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from . import descriptors, heartbeat
 from .events import handler_tasks
+
+if TYPE_CHECKING:
+    from .child import Child
 
 _plain_start_serving: Any = selector_events.BaseSelectorEventLoop._start_serving  # type: ignore[attr-defined]
 _plain_accept_connection: Any = selector_events.BaseSelectorEventLoop._accept_connection  # type: ignore[attr-defined]
@@ -41,8 +45,8 @@ async def wait_in_loop(fd: int, dispatch: Callable[[], object], finished: Callab
         loop.remove_reader(fd)
 
 
-def share_ports() -> None:
-    """Replace what asyncio's selector loops do with listening sockets in this worker. Idempotent."""
+def share_ports(module: ModuleType, child: "Child") -> None:
+    """Replace what asyncio's selector loops do with listening sockets in this worker."""
     selector_events.BaseSelectorEventLoop._start_serving = _start_serving  # type: ignore[attr-defined]
     selector_events.BaseSelectorEventLoop._accept_connection = _accept_connection  # type: ignore[attr-defined]
 

@@ -9,13 +9,12 @@ themselves, and when they are written, are the core's (part 5); here are message
 import os
 import socket
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
 import msgspec
 
-from . import _cluster
+from . import _cluster, native
 from .errors import ChannelClosedError, ProtocolError
 
 CONTROL = 0
@@ -122,6 +121,7 @@ class Channel:
             self._look_after()
 
     def _flush_rested(self) -> None:
+        native.sleep(RETRY_S)
         self._rests = False
         self.flush()
 
@@ -132,9 +132,7 @@ class Channel:
             self._defer(self._call_back)
         if self._wire.rests and not self._rests:
             self._rests = True
-            timer = threading.Timer(RETRY_S, self._flush_rested)
-            timer.daemon = True
-            timer.start()
+            native.start_thread(self._flush_rested, "pycluster-retry")
 
     def _call_back(self) -> None:
         """In the handlers' thread. One that raises keeps none of the others waiting."""
@@ -170,7 +168,7 @@ class Channel:
             message = self._decode(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError) as exception:
             if fd is not None:
-                os.close(fd)
+                native.close(fd)
             raise ProtocolError(f"a message cannot be decoded: {exception}") from exception
         return message, None if fd is None else _as_handle(fd)
 
@@ -213,7 +211,7 @@ class Channel:
 def close_handle(handle: Handle | HasFileno | None) -> None:
     """Close what came, or was sent, with a message."""
     if isinstance(handle, int):
-        os.close(handle)
+        native.close(handle)
     elif handle is not None:
         handle.close()
 

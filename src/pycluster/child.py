@@ -5,7 +5,6 @@ hears `disconnect`. It is the only one that reads the channel and the only one t
 it ends the main thread's script with SystemExit, delivered by a signal, so that a blocking call is interrupted too.
 """
 
-import _thread
 import atexit
 import contextlib
 import errno
@@ -18,11 +17,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _cluster, adapt, descriptors, heartbeat, listener, protocol
+from . import _cluster, adapt, descriptors, heartbeat, listener, native, protocol
 from .channel import CONTROL, Channel, Handle
 from .errors import ProtocolError
 from .script import Script
@@ -49,7 +48,7 @@ class _Waiter:
     """A thread that waits for the answer to a request."""
 
     def __init__(self) -> None:
-        self.done = threading.Event()
+        self.done = native.Event()
         self.reply: protocol.Reply | None = None
         self.fd: int | None = None
 
@@ -77,7 +76,7 @@ class Child:
         self.worker = Worker(worker_id, slot, os.getpid(), self, report)
         self.worker._step("online")
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
+        self._epoll = native.epoll(flags=select.EPOLL_CLOEXEC)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._poller = _cluster.Poll(self._epoll.fileno())
         self._deferred: deque[Callable[[], object]] = deque()
@@ -92,21 +91,24 @@ class Child:
         )
         self._requests = 0
         self._waiters: dict[int, _Waiter] = {}
-        self._request_lock = threading.Lock()
+        self._request_lock = native.allocate_lock()
         self._draining = False
         self._said_drained = False
-        self.quiet = threading.Event()
+        self.quiet = native.Event()
+        self._at_quiet: deque[Callable[[], object]] = deque()
         self._unheard: deque[tuple[object, Handle | None]] = deque()
         for emitter in (self.worker, self.worker.process):
             emitter.on_listener = self._on_listener
             emitter.on_exit = self._on_exit
         self._sweep_at = 0.0  # by time.monotonic(); inf while no connection is open
-        self._closed = threading.Event()
+        self._closed = native.Event()
         self._script_runs = False
         self._ending: SystemExit | None = None
         self._end_delivered = False
         self._unraisable_hook = sys.unraisablehook
-        self._thread = threading.Thread(target=self._run, name="pycluster-control", daemon=True)
+        self._main = native.get_ident()
+        self._control: int | None = None  # the control thread, while it runs
+        self._controlled = False  # whether it runs, or is about to
 
     def start(self) -> None:
         """Say to the primary that the process runs, and start the control thread."""
@@ -119,8 +121,9 @@ class Child:
         heartbeat.watch_every(self.settings.worker_timeout)
         if self.settings.share_ports:
             listener.install(self)
-            adapt.install()
-        self._thread.start()
+            adapt.install(self)
+        self._controlled = True
+        native.start_thread(self._run, "pycluster-control")
 
     def run(self, script: Script, args: list[str]) -> NoReturn:
         """Run the script in the main thread, and leave the process when it ends."""
@@ -219,14 +222,14 @@ class Child:
         self._channel.send_control(protocol.encode(make(seq)), fd)
         if self._channel.closed:
             self._give_up(seq)
-        elif threading.current_thread() is self._thread:
+        elif native.get_ident() == self._control:
             while not waiter.done.is_set():
                 self._poll(None)
         waiter.done.wait()  # for the reply, or for the end of the channel
         reply = waiter.reply
         if reply is None:
-            if threading.current_thread() is threading.main_thread():
-                time.sleep(1.0)  # the end of the script is on its way, and says more than an error
+            if native.get_ident() == self._main:
+                native.sleep(1.0)  # the end of the script is on its way, and says more than an error
             raise OSError(errno.ESHUTDOWN, "this worker is disconnected from its primary")
         if reply.error:
             raise OSError(reply.error, reply.reason or os.strerror(reply.error))
@@ -243,7 +246,7 @@ class Child:
     def defer(self, function: Callable[[], object]) -> None:
         """Run a function soon in the control thread. Any thread."""
         self._deferred.append(function)
-        if self._thread.is_alive():
+        if self._controlled:
             if not self._woken:
                 self._woken = True
                 os.eventfd_write(self._wake, 1)
@@ -251,6 +254,7 @@ class Child:
             self._run_deferred()
 
     def _run(self) -> None:
+        self._control = native.get_ident()
         while not self._channel.closed:
             if self._draining and not self._said_drained:
                 self._poll(self._drain())
@@ -258,6 +262,7 @@ class Child:
                 self._poll(None)
             else:
                 self._poll(self._look_at_connections())
+        self._controlled = False
         # Callbacks of what could not be written any more.
         self._run_deferred()
 
@@ -266,7 +271,7 @@ class Child:
         # In this order, or a connection could pass from one place to the next behind our back.
         undelivered = self._silence_listeners() + _cluster.undelivered()
         if undelivered == 0:
-            self.quiet.set()
+            self._be_quiet()
         opened = undelivered + _cluster.sweep()
         opened = opened or descriptors.open_connections()
         if opened or self._channel.backlogged:
@@ -336,7 +341,7 @@ class Child:
             waiter = self._waiters.pop(said.seq, None)
         if waiter is None:
             if fd is not None:
-                os.close(fd)
+                native.close(fd)
             return
         waiter.reply, waiter.fd = said, fd
         waiter.done.set()
@@ -379,7 +384,7 @@ class Child:
         self.worker._step("closed")
         self._channel.close()
         self._closed.set()
-        self.quiet.set()
+        self._be_quiet()
         for seq in list(self._waiters):
             self._give_up(seq)
         self.worker.process.emit("disconnect")
@@ -389,20 +394,62 @@ class Child:
         self._ending = self._ending or SystemExit(0)
         self._end_script()
 
+    @contextlib.contextmanager
+    def ended_by(self, stop: Callable[[], object]) -> Iterator[None]:
+        """While inside, ask a framework to stop where the script would be ended: `SystemExit` comes when that is left.
+
+        For those that would not survive it in the middle of their work, or not notice it. In another thread than the
+        main one, which the signal never interrupts, nothing changes.
+
+        Args:
+          stop: called once, in the main thread, in the middle of whatever that does.
+        """
+        if native.get_ident() != self._main:
+            yield
+            return
+        asked = False
+
+        def ask(number: int, frame: object) -> None:
+            nonlocal asked
+            if self._ending is not None and not asked:
+                asked = True
+                stop()
+
+        previous = signal.signal(END_SIGNAL, ask)
+        try:
+            yield
+        finally:
+            signal.signal(END_SIGNAL, previous)
+            signal.raise_signal(END_SIGNAL)
+
+    def when_quiet(self, function: Callable[[], object]) -> None:
+        """Call a function once `quiet` is set, soon if it is: in the control thread, which nothing else may keep."""
+        self._at_quiet.append(function)
+        if self.quiet.is_set():
+            self.defer(self._be_quiet)
+
+    def _be_quiet(self) -> None:
+        self.quiet.set()
+        while self._at_quiet:
+            try:
+                self._at_quiet.popleft()()
+            except Exception as exception:
+                self.worker._report(exception)
+
     def _on_exit(self, exception: SystemExit) -> None:
         """A handler has called sys.exit(): it ends the script, as process.exit() in a handler does in Node.js."""
         self._ending = self._ending or exception
-        self.quiet.set()
+        self._be_quiet()
         self.defer(self._end_script)
 
     def _end_script(self) -> None:
         """Signal the main thread until it has heard: one signal may hit it just before it enters a blocking call."""
         wait_s = 0.001
         while self._script_runs and not self._end_delivered:
-            if threading.get_ident() == self._thread.ident:
+            if native.get_ident() == self._control:
                 self._run_deferred()
-            signal.pthread_kill(threading.main_thread().ident or 0, END_SIGNAL)
-            time.sleep(wait_s)
+            signal.pthread_kill(self._main, END_SIGNAL)
+            native.sleep(wait_s)
             wait_s = min(2 * wait_s, 1.0)
 
     def _on_end_signal(self, number: int, frame: object) -> None:
@@ -417,7 +464,7 @@ class Child:
             self._unraisable_hook(unraisable)
             return
         self._end_delivered = False
-        _thread.start_new_thread(self._end_script, ())
+        native.start_thread(self._end_script, "pycluster-end")
 
     def _wait_for_messages(self) -> None:
         """As in Node.js, a script that has ended stays for the messages that it listens for."""
@@ -439,7 +486,7 @@ class Child:
             os._exit(status)
 
     def _flush(self) -> None:
-        poller = select.poll()
+        poller = native.poll()
         deadline_ms = int(FLUSH_S * 1000)
         while self._channel.backlogged and not self._closed.is_set() and deadline_ms > 0:
             poller.register(self._channel.fileno(), select.POLLOUT)
@@ -450,11 +497,12 @@ class Child:
     def _abandon(self) -> None:
         """In a process that this worker forks on its own: it is no worker."""
         self._closed.set()
+        self._controlled = False
         self._channel.abandon()
         descriptors.abandon()
         heartbeat.abandon()
         signal.signal(END_SIGNAL, signal.SIG_DFL)
-        os.close(self._wake)
+        native.close(self._wake)
         self._epoll.close()
 
 

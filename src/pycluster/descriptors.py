@@ -9,12 +9,11 @@ import contextlib
 import os
 import select
 import socket
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from . import _cluster
+from . import _cluster, native
 
 
 class Bound(NamedTuple):
@@ -109,7 +108,7 @@ class Shared:
     @property
     def waiting(self) -> bool:
         """Whether a connection lies in the channel."""
-        poller = select.poll()
+        poller = native.poll()
         poller.register(self.fd, select.POLLIN)
         return any(event & select.POLLIN and not event & select.POLLHUP for _, event in poller.poll(0))
 
@@ -128,15 +127,17 @@ class Shared:
                 return
             with contextlib.ExitStack() as stack:
                 if self.is_datagram:
-                    unbound = socket.socket(self.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                    unbound = native.Socket(self.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
                     quiet = stack.enter_context(unbound).fileno()
                 else:
                     quiet = _quiet_descriptor()
                 self.silent = True
                 watches = _unwatch(self.fd)
                 os.dup2(quiet, self.fd, inheritable=False)
-            if self.is_datagram:
-                _watch(self.fd, watches)
+            if not self.is_datagram:
+                # A listening socket is never writable. That it is watched still lets its server take it out.
+                watches = [(number, events & ~select.EPOLLOUT) for number, events in watches]
+            _watch(self.fd, watches)
             self.identity = _identity_of(self.fd)
             if self.receiver is None and not self.is_datagram:
                 self.receiver = _cluster.Receiver(self.fd, 0)  # accept waits there as on a channel where nothing comes
@@ -146,7 +147,7 @@ _shared: dict[int, Shared] = {}
 _ports: set[int] = set()  # TCP ports that have been shared here
 # Held while a shared socket is closed here, or silenced by the control thread: a number that has been closed may be
 # another file's at once.
-_closing = threading.RLock()
+_closing = native.RLock()
 primary: Primary | None = None
 _quiet: tuple[socket.socket, socket.socket] | None = None
 
@@ -251,7 +252,7 @@ def _quiet_descriptor() -> int:
     """A descriptor that is never readable: its peer stays open, here, and says nothing."""
     global _quiet
     if _quiet is None:
-        _quiet = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        _quiet = native.socketpair(kind=socket.SOCK_SEQPACKET)
     return _quiet[0].fileno()
 
 
@@ -264,7 +265,7 @@ def _unwatch(fd: int) -> list[tuple[int, int]]:
                 continue
             with open(f"/proc/self/fdinfo/{name}") as info:
                 rows = [line.split() for line in info]  # see proc_pid_fdinfo(5)
-            with select.epoll.fromfd(os.dup(int(name))) as epoll:
+            with native.epoll.fromfd(os.dup(int(name))) as epoll:
                 epoll.unregister(fd)
             watches += [(int(name), int(row[3], 16)) for row in rows if row[:2] == ["tfd:", str(fd)]]
     return watches
@@ -273,5 +274,5 @@ def _unwatch(fd: int) -> list[tuple[int, int]]:
 def _watch(fd: int, watches: list[tuple[int, int]]) -> None:
     """Put a descriptor back into epolls."""
     for number, events in watches:
-        with contextlib.suppress(OSError), select.epoll.fromfd(os.dup(number)) as epoll:  # closed meanwhile
+        with contextlib.suppress(OSError), native.epoll.fromfd(os.dup(number)) as epoll:  # closed meanwhile
             epoll.register(fd, events)

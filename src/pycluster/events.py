@@ -3,11 +3,12 @@
 import functools
 import inspect
 import sys
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyee.base import EventEmitter
+
+from . import native
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,6 +28,7 @@ class Emitter(EventEmitter):
     def __init__(self, report: Callable[[Exception], None]) -> None:
         """`report` is told of what a handler raised."""
         super().__init__()
+        self._lock = native.allocate_lock()  # pyee's own is gevent's, where that has patched threading
         self._report = report
         self._loops: set[asyncio.AbstractEventLoop] = set()
         # What `emit` calls, by event: made when it is first asked for after a change.
@@ -88,7 +90,7 @@ class Emitter(EventEmitter):
         """Wait until the loops that handlers run on have run what was emitted so far, at most so long for each."""
         for loop in self._loops:
             if not loop.is_closed() and loop is not _running_loop():
-                done = threading.Event()
+                done = native.Event()
                 loop.call_soon_threadsafe(done.set)
                 done.wait(timeout_s)
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from . import _cluster, descriptors
+from . import _cluster, descriptors, native
 from .sockets import MAX_NAME, MAX_PATH, bind_path, duplicate_listener
 
 # What is listened on: a port, (host, port), or the path or abstract name of a Unix socket.
@@ -95,7 +95,7 @@ def open_listener(address: Address, backlog: int | None, index: int | None) -> s
         with _closed_on_failure(sock):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if index is not None and not _exclusive.get():
-                _bind_shared(sock, resolved, index=index)
+                _bind_shared(_inner(sock), resolved, index=index)
             else:
                 sock.bind(resolved)
     else:
@@ -111,8 +111,8 @@ def open_unix(path: bytes) -> socket.socket:
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _closed_on_failure(sock):
-        if _is_shared(sock, path):
-            _bind_shared(sock, path, over_stale=True)
+        if _is_shared(_inner(sock), path):
+            _bind_shared(_inner(sock), path, over_stale=True)
         else:
             bind_path(sock, path, over_stale=True)
     return sock
@@ -129,8 +129,14 @@ def open_descriptor(fd: int, backlog: int | None) -> socket.socket:
     bound = descriptors.primary.bind_descriptor(fd)
     sock = socket.socket() if bound.fd is None else socket.socket(fileno=bound.fd)
     with _closed_on_failure(sock):
-        descriptors.put(sock, bound.key, _plain_getsockname(sock)).leave_strangers()
+        inner = _inner(sock)
+        descriptors.put(inner, bound.key, _plain_getsockname(inner)).leave_strangers()
     return _listening(sock, backlog)
+
+
+def _inner(sock: socket.socket) -> socket.socket:
+    """The socket itself: gevent's has one in it, and is a wrapper that may go while that lives on."""
+    return getattr(sock, "_sock", sock)
 
 
 def _listening(sock: socket.socket, backlog: int | None) -> socket.socket:
@@ -151,6 +157,11 @@ def _closed_on_failure(sock: socket.socket) -> Iterator[None]:
 def install(primary: descriptors.Primary) -> None:
     """Share ports in this worker from now on."""
     descriptors.primary = primary
+    replace_methods(native.Socket)
+
+
+def replace_methods(socket_class: type[_socket.socket]) -> None:
+    """Share the ports of sockets of this class from now on. `_real_close` is what its close comes down to."""
     for name, method in (
         ("bind", _bind),
         ("listen", _listen),
@@ -165,23 +176,23 @@ def install(primary: descriptors.Primary) -> None:
         ("detach", _detach),
         ("dup", _dup),
     ):
-        setattr(socket.socket, name, method)
+        setattr(socket_class, name, method)
 
 
 # The methods that take the place of socket.socket's.
 
-_plain_bind = socket.socket.bind
-_plain_listen = socket.socket.listen
-_plain_accept = socket.socket._accept  # type: ignore[attr-defined]
-_plain_gettimeout = socket.socket.gettimeout
-_plain_settimeout = socket.socket.settimeout
-_plain_setblocking = socket.socket.setblocking
+_plain_bind = native.Socket.bind
+_plain_listen = native.Socket.listen
+_plain_accept = native.Socket._accept  # type: ignore[attr-defined]
+_plain_gettimeout = native.Socket.gettimeout
+_plain_settimeout = native.Socket.settimeout
+_plain_setblocking = native.Socket.setblocking
 _plain_kind: Callable[[socket.socket], int] = _socket.socket.type.__get__
-_plain_getsockname = socket.socket.getsockname
-_plain_getsockopt: Any = socket.socket.getsockopt
-_plain_real_close = socket.socket._real_close  # type: ignore[attr-defined]
-_plain_detach = socket.socket.detach
-_plain_dup = socket.socket.dup
+_plain_getsockname = native.Socket.getsockname
+_plain_getsockopt: Any = native.Socket.getsockopt
+_plain_real_close = native.Socket._real_close  # type: ignore[attr-defined]
+_plain_detach = native.Socket.detach
+_plain_dup = native.Socket.dup
 
 
 def _bind(self: socket.socket, address: Any, /) -> None:
@@ -252,7 +263,7 @@ def _bind_shared(sock: socket.socket, address: Any, *, index: int | None = None,
         try:
             shared.receive_from(bound.fd, None)
         finally:
-            os.close(bound.fd)
+            native.close(bound.fd)
     sock.settimeout(_plain_gettimeout(sock))
 
 
@@ -283,7 +294,7 @@ def _listen(self: socket.socket, backlog: int = 128, /) -> None:
             shared.receive_from(fd, cell)
             self.settimeout(self.gettimeout())  # whether the descriptor blocks came with the new one
     finally:
-        os.close(fd)
+        native.close(fd)
     return None
 
 
@@ -316,7 +327,7 @@ def _accept(self: socket.socket) -> tuple[int, Any]:
 
 def _wait_readable(shared: descriptors.Shared, seconds: float) -> None:
     """Block where the descriptor, which other workers share, does not. Bounded: silence() may have taken its place."""
-    poller = select.poll()
+    poller = native.poll()
     poller.register(shared.fd, select.POLLIN)
     poller.poll(seconds * 1000)
 

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from . import _cluster
+from . import _cluster, native
 
 
 class Loop:
@@ -27,12 +27,12 @@ class Loop:
           OSError: no descriptor is left; nothing stays open.
         """
         with contextlib.ExitStack() as on_failure:
-            self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
+            self.epoll = native.epoll(flags=select.EPOLL_CLOEXEC)
             on_failure.callback(self.epoll.close)
             # A pipe and not an eventfd, which does not take the single bytes that Python writes for signals.
             self._awoken, self.wakeup_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            on_failure.callback(os.close, self._awoken)
-            on_failure.callback(os.close, self.wakeup_fd)
+            on_failure.callback(native.close, self._awoken)
+            on_failure.callback(native.close, self.wakeup_fd)
             self._timer = _cluster.create_timer()
             on_failure.pop_all()
         self.poll = _cluster.Poll(self.epoll.fileno())
@@ -118,8 +118,8 @@ class Loop:
         """Close the descriptors; nothing is run any more. Idempotent."""
         if not self.epoll.closed:
             self.epoll.close()
-            os.close(self._awoken)
-            os.close(self.wakeup_fd)
-            os.close(self._timer)
+            native.close(self._awoken)
+            native.close(self.wakeup_fd)
+            native.close(self._timer)
             self._deferred.clear()
             self._timers.clear()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from . import _cluster, protocol
+from . import _cluster, native, protocol
 from .channel import CONTROL, Channel, close_handle
 from .errors import ChannelClosedError, ClusterError, ProtocolError
 from .handles import Handle
@@ -147,7 +147,7 @@ class Primary:
             slot = next(number for number in itertools.count() if number not in taken)
         stdio = WorkerStdio(settings.stdio, settings.silent)
         try:
-            ours, theirs = socket.socketpair()
+            ours, theirs = native.socketpair()
         except OSError:
             stdio.discard()
             raise
@@ -258,7 +258,7 @@ class Primary:
         for member in self._members.values():
             if not member.channel.closed:
                 member.channel.abandon()
-            os.close(member.pidfd)
+            native.close(member.pidfd)
             process = member.worker.process
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
@@ -460,13 +460,13 @@ class Primary:
             said = protocol.decode_from_worker(payload)
         except msgspec.MsgspecError:
             if fd is not None:
-                os.close(fd)
+                native.close(fd)
             raise
         if isinstance(said, protocol.Bind):
             self._answer(member, said, lambda: self._bind(member, said, fd))
             return
         if fd is not None:
-            os.close(fd)
+            native.close(fd)
         if isinstance(said, protocol.Online):
             if worker.state not in ("none", "disconnecting"):
                 raise ProtocolError("online once more")
@@ -518,9 +518,9 @@ class Primary:
         if fd is None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
         try:
-            sock = socket.socket(fileno=fd)
+            sock = native.Socket(fileno=fd)
         except OSError:
-            os.close(fd)  # it is no socket
+            native.close(fd)  # it is no socket
             raise
         return self._bind_socket(member, said, sock, time.monotonic() + REBIND_S)
 
@@ -609,7 +609,7 @@ class Primary:
         self._close_channel(member)
         self._loop.unwatch(member.pidfd)
         self._loop.epoll.unregister(member.pidfd)
-        os.close(member.pidfd)
+        native.close(member.pidfd)
         self._listeners.forget(worker.id)
         del self._members[worker.id]
         self._workers.pop(worker.id, None)

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -19,10 +18,6 @@ from . import listener
 from .cluster import cluster
 
 Interface = Literal["asgi3", "asgi2", "wsgi"]
-
-# When a worker disconnects, WSGI connections that have been idle for so long are closed; one that has just been
-# accepted has so long to say its request.
-IDLE_S = 0.2
 
 
 def serve(
@@ -123,29 +118,13 @@ def _serve_asgi(
 
 
 def _serve_wsgi(app: Any, host: str, port: int, uds: str | None, backlog: int, log_level: str) -> None:
-    import waitress.task
-
-    assert cluster._child is not None
-    quiet = cluster._child.quiet
-
-    class Task(waitress.task.WSGITask):  # type: ignore[misc]
-        def build_response_header(self) -> bytes:
-            if quiet.is_set():
-                # Whoever keeps asking on one connection is to ask on another one, at another worker.
-                self.request.headers["CONNECTION"] = "close"
-            return bytes(super().build_response_header())
-
-    class Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
-        task_class = Task
+    import waitress
 
     logging.basicConfig()
     logging.getLogger("waitress").setLevel(log_level.upper())
     with _said(uds or f"{host}:{port}"):
         sock = cluster.listen(uds or (host, port), backlog=backlog)
-    server = waitress.create_server(app, sockets=[sock], backlog=backlog)
-    server.channel_class = Channel
-    threading.Thread(target=_close_idle_connections, args=[server, quiet], daemon=True).start()
-    server.run()
+    waitress.create_server(app, sockets=[sock], backlog=backlog).run()
 
 
 @contextlib.contextmanager
@@ -155,15 +134,6 @@ def _said(address: str) -> Iterator[None]:
         yield
     except OSError as exception:
         sys.exit(f"cannot listen on {address}: {exception}")
-
-
-def _close_idle_connections(server: Any, quiet: threading.Event) -> None:
-    """Once this worker disconnects: waitress keeps an idle connection for two minutes, and so its worker."""
-    quiet.wait()
-    server.adj.channel_timeout = IDLE_S
-    server.adj.cleanup_interval = 0
-    server.next_channel_cleanup = 0
-    server.pull_trigger()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 
+from . import native
 from .sockets import bind_path, in_reach, is_stale
 
 # How often to bind anew when the file is gone before there is a link to it: each time a worker of ours has removed it,
@@ -101,7 +102,7 @@ def bind_file(sock: socket.socket, path: bytes, over_stale: bool) -> tuple[socke
             if not isinstance(exception, FileNotFoundError) or not os.path.isdir(os.path.dirname(path)):
                 raise
         # Nobody can have connected: it does not listen yet. A bound socket cannot be bound again.
-        sock = socket.socket(given.family, given.type)
+        sock = native.Socket(given.family, given.type)
     raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is removed as often as it is bound")
 
 

@@ -7,6 +7,8 @@ import socket
 import stat
 from collections.abc import Iterator
 
+from . import native
+
 # The longest path that bind(2) takes, see unix(7): sun_path has 108 bytes, the last one for a NUL.
 MAX_PATH = 107
 # An abstract name begins with a NUL, and needs none at its end.
@@ -24,9 +26,9 @@ def duplicate_listener(fd: int) -> socket.socket:
     except OverflowError:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
     try:
-        sock = socket.socket(fileno=duplicate)
+        sock = native.Socket(fileno=duplicate)
     except OSError:
-        os.close(duplicate)
+        native.close(duplicate)
         raise
     internet = sock.family in (socket.AF_INET, socket.AF_INET6)
     if (
@@ -65,7 +67,7 @@ def is_stale(path: bytes) -> bool:
             return False  # connect(2) refuses other files as well
     except OSError:
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as client, in_reach(path) as address:
+    with native.Socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as client, in_reach(path) as address:
         return client.connect_ex(address) == errno.ECONNREFUSED
 
 
@@ -83,4 +85,4 @@ def in_reach(path: bytes) -> Iterator[bytes]:
     try:
         yield b"/proc/self/fd/%d/%s" % (fd, name)
     finally:
-        os.close(fd)
+        native.close(fd)

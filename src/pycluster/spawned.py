@@ -12,11 +12,10 @@ def main() -> NoReturn:
     # Before any other import: this directory, which came first as the directory of the script, is nobody's to search.
     sys.path[:] = json.loads(told_as_json)["path"]
     import signal
-    import socket
 
     import msgspec
 
-    from pycluster import _cluster, protocol, start
+    from pycluster import _cluster, native, protocol, start
     from pycluster.cluster import cluster
     from pycluster.settings import Settings
 
@@ -28,7 +27,7 @@ def main() -> NoReturn:
     settings = Settings().merged(told.settings)
     _cluster.attach_region(told.region, told.version, settings.max_workers, settings.max_counters)
     os.set_inheritable(told.channel, False)
-    child = cluster._become_worker(told.id, told.slot, told.index, socket.socket(fileno=told.channel), settings)
+    child = cluster._become_worker(told.id, told.slot, told.index, native.Socket(fileno=told.channel), settings)
     child.start()
     child.run(told.script, told.args)
 

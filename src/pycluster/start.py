@@ -114,6 +114,7 @@ def prepare_copy(env: Mapping[str, str] | None, settings: Settings, stdio: "Work
     """Make a fresh process of a forked one, before anything of the worker's runs. Main thread."""
     _forget_signal_handlers()
     _forget_event_loop()
+    _part_with_hub()
     _forget_exit_functions()
     # What the primary has made stays shared with it: the collector must not touch it.
     gc.freeze()
@@ -155,6 +156,12 @@ def _forget_event_loop() -> None:
         policy = getattr(asyncio.events, "_event_loop_policy", None)
         if policy is not None and hasattr(policy, "_local"):
             policy._local = type(policy._local)()
+
+
+def _part_with_hub() -> None:
+    """The hub of gevent that was running here has an epoll that the primary's has, too."""
+    if gevent := sys.modules.get("gevent"):
+        gevent.reinit()
 
 
 def _forget_exit_functions() -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import IO
 
+from . import native
 from .settings import Stdio
 
 
@@ -58,7 +59,7 @@ class WorkerStdio:
         moved = {target: os.dup(fd) for target, fd in self._for_worker.items()}
         for target, fd in moved.items():
             os.dup2(fd, target)
-            os.close(fd)
+            native.close(fd)
         self.discard()
 
     def keep(self) -> list[IO[bytes] | None]:
@@ -80,5 +81,5 @@ class WorkerStdio:
 
     def _close(self, descriptors: list[int]) -> None:
         for fd in descriptors:
-            os.close(fd)
+            native.close(fd)
         descriptors.clear()

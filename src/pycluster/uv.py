@@ -12,14 +12,17 @@ import functools
 import socket
 from asyncio import base_events, constants, unix_events
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import heartbeat, listener
+
+if TYPE_CHECKING:
+    from .child import Child
 
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-def share_ports(uvloop: ModuleType) -> None:
+def share_ports(uvloop: ModuleType, child: "Child") -> None:
     """Replace what opens servers in uvloop's loops in this worker. Idempotent."""
     loop_class: Any = uvloop.Loop
     if getattr(loop_class.create_server, "__module__", None) == __name__:

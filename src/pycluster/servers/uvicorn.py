@@ -6,25 +6,22 @@ handlers, that would end the server before its worker has accepted all that is i
 
 import contextlib
 import signal
-import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from .child import END_SIGNAL
-from .cluster import cluster
+from ..child import Child
 
 
-def end_with_worker(module: ModuleType) -> None:
-    """Replace methods of `uvicorn.Server` in this worker. Idempotent."""
+def adapt(module: ModuleType, child: Child) -> None:
+    """Replace methods of `uvicorn.Server`."""
     server_class: Any = module.Server
-    if not hasattr(server_class, "capture_signals") or server_class.capture_signals.__module__ == __name__:
+    if not hasattr(server_class, "capture_signals"):
         return  # before 0.29 a server installed its handlers in another way
     plain_on_tick = server_class.on_tick
     plain_handle_exit = server_class.handle_exit
     plain_capture_signals = server_class.capture_signals
-    assert cluster._child is not None
-    quiet = cluster._child.quiet
+    quiet = child.quiet
 
     async def on_tick(self: Any, counter: int) -> bool:
         # One tick (0.1 s) later, so that what was accepted last can say its request: uvicorn closes what has not.
@@ -38,22 +35,9 @@ def end_with_worker(module: ModuleType) -> None:
 
     @contextlib.contextmanager
     def capture_signals(self: Any) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            with plain_capture_signals(self):
-                yield
-            return
-        previous = signal.signal(END_SIGNAL, _do_nothing)
-        try:
-            with plain_capture_signals(self):
-                yield
-        finally:
-            signal.signal(END_SIGNAL, previous)
-            signal.raise_signal(END_SIGNAL)  # the end that was kept away so far
+        with child.ended_by(lambda: None), plain_capture_signals(self):
+            yield
 
     server_class.on_tick = on_tick
     server_class.handle_exit = handle_exit
     server_class.capture_signals = capture_signals
-
-
-def _do_nothing(number: int, frame: object) -> None:
-    pass

@@ -1,0 +1,38 @@
+"""waitress: its connections, when the worker ends."""
+
+from types import ModuleType
+from typing import Any
+
+from ..child import Child
+
+# What has been idle for so long is closed then; one that has just been accepted has so long to say its request.
+IDLE_S = 0.2
+
+
+def adapt(module: ModuleType, child: Child) -> None:
+    """Replace methods of `BaseWSGIServer` and of the tasks that answer."""
+    from waitress.task import Task
+
+    server_class: Any = module.BaseWSGIServer
+    plain_init = server_class.__init__
+
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        plain_init(self, *args, **options)
+        child.when_quiet(lambda: _close_idle(self))
+
+    plain_build_response_header = Task.build_response_header
+
+    def build_response_header(self: Any) -> Any:
+        if child.quiet.is_set():
+            self.request.headers["CONNECTION"] = "close"
+        return plain_build_response_header(self)
+
+    server_class.__init__ = init
+    Task.build_response_header = build_response_header
+
+
+def _close_idle(server: Any) -> None:
+    server.adj.channel_timeout = IDLE_S
+    server.adj.cleanup_interval = 0
+    server.next_channel_cleanup = 0
+    server.pull_trigger()

@@ -1,0 +1,249 @@
+"""The servers that people run, as they are: programs/served has them as their users write them.
+
+Each serves a port in two workers, under both policies. The clusters are the module's: the tests of one server follow
+each other on one cluster, and the last of them ends it.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import pathlib
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from harness import PROGRAMS, Fact, Programs, connect, free_port, wait_until
+from puppets import Puppets, puppets
+
+GET = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+# With idle connections open; those servers that would keep them keep them for 5 s, and most for a minute or for ever.
+LEAVES_WITHIN_S = 4.0
+
+
+class Server(NamedTuple):
+    """One of programs/served."""
+
+    package: str | None = None
+    keeps_alive: bool = True
+    tls: bool = True
+
+
+SERVERS = {
+    "http_server": Server(keeps_alive=False),
+    "threading_http_server": Server(),
+    "socketserver": Server(keeps_alive=False, tls=False),
+    "asyncio": Server(keeps_alive=False),
+    "uvicorn_on_asyncio": Server("uvicorn"),
+    "uvicorn_on_uvloop": Server("uvloop"),
+    "hypercorn": Server("hypercorn"),
+    "aiohttp": Server("aiohttp"),
+    "tornado": Server("tornado"),
+    "waitress": Server("waitress", tls=False),
+    "flask": Server("flask", keeps_alive=False),
+    "cheroot": Server("cheroot"),
+    "gevent": Server("gevent"),
+    "trio": Server("trio", keeps_alive=False),
+    "twisted": Server("twisted", tls=False),
+}
+
+
+class Served:
+    """Two workers that serve a port, by their process ids."""
+
+    def __init__(self, kind: str, policy: str, cluster: Puppets, port: int) -> None:
+        self.kind = kind
+        self.policy = policy
+        self.cluster = cluster
+        self.port = port
+        cluster.do(0, "fork", count=2)
+        self.workers = {cluster.pid(worker): worker for worker in (1, 2)}
+        for worker in (1, 2):
+            cluster.wait_for_listening(worker)
+
+    def ask(self, context: ssl.SSLContext | None = None) -> int:
+        """Which worker answers a new connection."""
+        with contextlib.closing(Client(self.port, context)) as client:
+            return self.workers[client.ask()]
+
+    def disconnect(self, worker: int) -> Fact:
+        """Disconnect a worker. Returns how it has ended."""
+        self.cluster.do(0, "disconnect", worker=worker)
+        return self.cluster.program.wait_for("exit", worker=worker, timeout=LEAVES_WITHIN_S)
+
+
+@contextlib.contextmanager
+def serving(kind: str, policy: str, directory: pathlib.Path, *args: object) -> Iterator[Served]:
+    """Start a server in two workers; in the end they are killed, if they have not left."""
+    package = SERVERS[kind].package
+    if package is not None and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    port = free_port()
+    programs = Programs()
+    script = PROGRAMS / "served" / f"with_{kind}.py"
+    with puppets(
+        programs,
+        directory,
+        workers=0,
+        env={"PYCLUSTER_SCHED_POLICY": policy},
+        exec=str(script),
+        args=[str(port), *map(str, args)],
+    ) as cluster:
+        yield Served(kind, policy, cluster, port)
+    programs.close()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(kind, policy) for kind in SERVERS for policy in ("rr", "none")],
+    ids="-".join,
+)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Two workers with one of the servers, under a policy."""
+    with serving(*request.param, tmp_path_factory.mktemp("served")) as served:
+        yield served
+
+
+class Client:
+    """An HTTP client that keeps its connection as long as the server does."""
+
+    def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
+        self._connect = functools.partial(connect, port)
+        if context is not None:
+            self._connect = lambda: context.wrap_socket(connect(port), server_hostname="localhost")  # type: ignore[assignment]
+        self.sock: socket.socket | None = None
+
+    def ask(self) -> int:
+        """The process id in the answer.
+
+        Raises:
+          OSError, AssertionError: there is none. That a connection which has been used before is closed before the
+            answer begins is no failure: the server may have closed it when the request was on its way, and a client
+            asks once more then (RFC 9112, 9.3.1).
+        """
+        while True:
+            used_before = self.sock is not None
+            if self.sock is None:
+                self.sock = self._connect()
+            try:
+                self.sock.sendall(GET)
+                answer = self.sock.recv(65536)
+            except ConnectionError:
+                answer = b""
+                if not used_before:
+                    raise
+            if answer or not used_before:
+                return self._read(answer)
+            self.close()
+
+    def _read(self, answer: bytes) -> int:
+        """The rest of an answer."""
+        assert self.sock is not None
+
+        def complete() -> bool:
+            head, separator, body = answer.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+            return bool(separator and length) and len(body) >= int(length[1])  # type: ignore[index]
+
+        ended = False
+        while not complete() and not ended:
+            chunk = self.sock.recv(65536)
+            answer += chunk
+            ended = not chunk
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert re.match(rb"HTTP/1\.[01] 200 ", head), answer
+        if ended or head.startswith(b"HTTP/1.0") or re.search(rb"(?i)\r\nconnection: *close", head):
+            self.close()
+        return int(body)
+
+    def is_closed_by_the_server(self) -> bool:
+        """Wait until it is."""
+        if self.sock is not None:
+            with contextlib.suppress(ConnectionError):
+                return self.sock.recv(1) == b""
+        return True
+
+    def close(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
+
+
+class Load:
+    """Threads that ask one request after the other: some on a new connection each, some on one that they keep."""
+
+    def __init__(self, served: Served) -> None:
+        self.answers: list[int] = []
+        self.failures: list[str] = []
+        self._served = served
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=[kept]) for kept in (False, False, True, True)]
+
+    def _ask(self, kept: bool) -> None:
+        client = Client(self._served.port)
+        while not self._stop.is_set():
+            try:
+                self.answers.append(self._served.workers[client.ask()])
+            except (OSError, AssertionError) as failure:
+                self.failures.append(f"{'kept' if kept else 'new'}: {failure!r}")
+                client.close()
+            if not kept:
+                client.close()
+        client.close()
+
+    def wait_for_answers_of(self, *workers: int) -> None:
+        """Wait until each of them has answered from now on, or a request has failed."""
+        before = len(self.answers)
+        wait_until(lambda: {*workers} <= {*self.answers[before:]} or self.failures)
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_new_connections_go_to_the_workers_in_turn(served: Served) -> None:
+    if served.policy == "rr":
+        assert served.cluster.shares(lambda: [served.ask() for _ in range(200)], 1, 2) == [100, 100]
+    else:
+        assert {served.ask() for _ in range(20)} <= {1, 2}
+
+
+def test_a_connection_that_is_kept_stays_with_its_worker(served: Served) -> None:
+    with contextlib.closing(Client(served.port)) as client:
+        workers = [client.ask()]
+        sock = client.sock
+        if not SERVERS[served.kind].keeps_alive:
+            assert sock is None, "it closes the connection after each request"
+            return
+        workers += [client.ask() for _ in range(4)]
+        assert len(set(workers)) == 1
+        assert client.sock is sock
+
+
+def test_workers_that_disconnect_under_load_lose_no_request_and_end_with_status_0(served: Served) -> None:
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(contextlib.closing(Client(served.port))) for _ in range(4)]
+        for client in idle:
+            client.ask()
+        with Load(served) as load:
+            load.wait_for_answers_of(*((1, 2) if served.policy == "rr" else ()))
+            first = served.disconnect(1)
+            load.wait_for_answers_of(2)
+        assert load.failures == []
+        assert (first["code"], first["signal"]) == (0, None)
+        assert {served.ask() for _ in range(4)} == {2}
+        second = served.disconnect(2)
+        assert (second["code"], second["signal"]) == (0, None)
+        assert all(client.is_closed_by_the_server() for client in idle)
+    with pytest.raises(ConnectionRefusedError):
+        served.ask()
