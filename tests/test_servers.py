@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import pathlib
 import re
+import signal
 import socket
 import ssl
 import threading
@@ -67,8 +68,7 @@ class Served:
 
     def ask(self, context: ssl.SSLContext | None = None) -> int:
         """Which worker answers a new connection."""
-        with contextlib.closing(Client(self.port, context)) as client:
-            return self.workers[client.ask()]
+        return self.workers[Client(self.port, context).ask_once()]
 
     def disconnect(self, worker: int) -> Fact:
         """Disconnect a worker. Returns how it has ended."""
@@ -160,6 +160,13 @@ class Client:
             self.close()
         return int(body)
 
+    def ask_once(self) -> int:
+        """Ask, and close the connection."""
+        try:
+            return self.ask()
+        finally:
+            self.close()
+
     def is_closed_by_the_server(self) -> bool:
         """Wait until it is."""
         if self.sock is not None:
@@ -247,3 +254,21 @@ def test_workers_that_disconnect_under_load_lose_no_request_and_end_with_status_
         assert all(client.is_closed_by_the_server() for client in idle)
     with pytest.raises(ConnectionRefusedError):
         served.ask()
+
+
+def test_a_whole_program_may_run_under_gevent(cluster_program: Programs) -> None:
+    pytest.importorskip("gevent")
+    port = free_port()
+    program = cluster_program("gevent_everywhere", port)
+    workers = {fact["pid"] for fact in program.wait_for_all(2, "serving")}
+    program.wait_for_all(4, "heard", message="answer")
+    with contextlib.closing(Client(port)) as client:
+        client.ask()
+        answers = [Client(port).ask_once() for _ in range(4)]
+        assert set(answers) == workers
+        program.send_signal(signal.SIGTERM)
+        ended = program.finish()
+    assert ended.returncode == 0
+    assert [(fact["code"], fact["asked"]) for fact in ended.facts if fact["event"] == "exit"] == [(0, True)] * 2
+    assert program.facts_of("over")
+    assert "use 'fork'" in program.wait_for("refused")["text"]

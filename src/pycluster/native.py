@@ -41,6 +41,11 @@ get_ident: Callable[[], int] = _original(_thread, "get_ident")
 sleep: Callable[[float], None] = _original(time, "sleep")
 
 
+def is_patched() -> bool:
+    """Whether what this process does with descriptors goes through gevent's hub."""
+    return close is not os.close
+
+
 def socketpair(family: int = socket.AF_UNIX, kind: int = socket.SOCK_STREAM) -> tuple[Socket, Socket]:
     """As socket.socketpair, which makes sockets of the class that `socket` holds when it is called."""
     a, b = _socket.socketpair(family, kind)

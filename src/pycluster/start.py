@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from . import _cluster, protocol
+from . import _cluster, native, protocol
 from .errors import ClusterError
 from .script import Script
 from .settings import Settings
@@ -51,11 +51,14 @@ def spawn(
       `(pid, pidfd)`, as `_cluster.fork` does.
 
     Raises:
-      ClusterError: this process is no interpreter that could be started once more.
+      ClusterError: this process is no interpreter that could be started once more, or it is under gevent.
       OSError: no child is left behind.
     """
     if not sys.executable:
         raise ClusterError("start_method 'spawn' needs sys.executable, which is empty: Python is embedded here")
+    if native.is_patched():
+        # gevent's Popen forks in Python, and the hooks there close what is to be inherited.
+        raise ClusterError("start_method 'spawn' cannot be used where gevent has patched subprocess; use 'fork'")
     import subprocess  # only here: a cluster that forks does not need it, and every worker would carry it
 
     region, version = _cluster.region_to_inherit()
