@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -83,18 +84,19 @@ def serving(kind: str, policy: str, directory: pathlib.Path, *args: object) -> I
     if package is not None and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     port = free_port()
-    programs = Programs()
     script = PROGRAMS / "served" / f"with_{kind}.py"
-    with puppets(
-        programs,
-        directory,
-        workers=0,
-        env={"PYCLUSTER_SCHED_POLICY": policy},
-        exec=str(script),
-        args=[str(port), *map(str, args)],
-    ) as cluster:
+    with (
+        contextlib.closing(Programs()) as programs,
+        puppets(
+            programs,
+            directory,
+            workers=0,
+            env={"PYCLUSTER_SCHED_POLICY": policy},
+            exec=str(script),
+            args=[str(port), *map(str, args)],
+        ) as cluster,
+    ):
         yield Served(kind, policy, cluster, port)
-    programs.close()
 
 
 @pytest.fixture(
@@ -254,6 +256,31 @@ def test_workers_that_disconnect_under_load_lose_no_request_and_end_with_status_
         assert all(client.is_closed_by_the_server() for client in idle)
     with pytest.raises(ConnectionRefusedError):
         served.ask()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, pathlib.Path]:
+    """A certificate for localhost, and its key."""
+    directory = tmp_path_factory.mktemp("tls")
+    certificate, key = directory / "certificate", directory / "key"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost"
+    files = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *files], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.parametrize("kind", [kind for kind, server in SERVERS.items() if server.tls])
+def test_tls_is_served_in_turn_and_its_idle_connections_hold_no_worker(
+    kind: str, certificate: tuple[pathlib.Path, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    context = ssl.create_default_context(cafile=certificate[0])
+    with serving(kind, "rr", tmp_path, *certificate) as served, contextlib.ExitStack() as stack:
+        assert served.cluster.shares(lambda: [served.ask(context) for _ in range(8)], 1, 2) == [4, 4]
+        for _ in range(2):
+            stack.enter_context(contextlib.closing(Client(served.port, context))).ask()
+        for worker in (1, 2):
+            end = served.disconnect(worker)
+            assert (end["code"], end["signal"]) == (0, None)
 
 
 def test_a_whole_program_may_run_under_gevent(cluster_program: Programs) -> None:

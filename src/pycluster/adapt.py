@@ -22,6 +22,7 @@ _ADAPTERS = {
     "gevent.pywsgi": "servers.gevent:close_idle",
     "http.server": "servers.http:adapt",
     "hypercorn.asyncio.run": "servers.hypercorn:adapt",
+    "ssl": "servers.ssl:adapt",
     "tornado.httpserver": "servers.tornado:adapt",
     "trio": "servers.trio:adapt",
     "twisted.internet.base": "servers.twisted:stop_reactor",

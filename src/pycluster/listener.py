@@ -166,6 +166,7 @@ def replace_methods(socket_class: type[_socket.socket]) -> None:
         ("bind", _bind),
         ("listen", _listen),
         ("_accept", _accept),
+        ("getpeername", _getpeername),
         ("getsockname", _getsockname),
         ("getsockopt", _getsockopt),
         ("gettimeout", _gettimeout),
@@ -188,6 +189,7 @@ _plain_gettimeout = native.Socket.gettimeout
 _plain_settimeout = native.Socket.settimeout
 _plain_setblocking = native.Socket.setblocking
 _plain_kind: Callable[[socket.socket], int] = _socket.socket.type.__get__
+_plain_getpeername = native.Socket.getpeername
 _plain_getsockname = native.Socket.getsockname
 _plain_getsockopt: Any = native.Socket.getsockopt
 _plain_real_close = native.Socket._real_close  # type: ignore[attr-defined]
@@ -365,6 +367,13 @@ def _getsockname(self: socket.socket) -> Any:
         if name or (shared := descriptors.find_any(self)) is None:
             return name
     return shared.address
+
+
+def _getpeername(self: socket.socket) -> Any:
+    name = _plain_getpeername(self)
+    if not name and descriptors.find_any(self) is not None:
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))  # ssl asks whether there is a handshake to be made
+    return name
 
 
 def _getsockopt(self: socket.socket, level: int, option: int, *rest: int) -> Any:

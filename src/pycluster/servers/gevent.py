@@ -15,6 +15,7 @@ def share_ports(module: ModuleType, child: Child) -> None:
     """Replace methods of the sockets inside of gevent's."""
     inner_class: Any = module._wrefsocket
     plain_close = inner_class.close
+    plain_detach = inner_class.detach
 
     def close(self: Any) -> None:
         shared = descriptors.find(self) if self.fileno() >= 0 else None
@@ -23,8 +24,15 @@ def share_ports(module: ModuleType, child: Child) -> None:
         else:
             descriptors.close(shared, lambda: plain_close(self))
 
+    def detach(self: Any) -> int:
+        if shared := descriptors.find(self):
+            shared.owner = None
+        fd: int = plain_detach(self)
+        return fd
+
     listener.replace_methods(inner_class)
     inner_class.close = close
+    inner_class.detach = detach
 
 
 def close_idle(module: ModuleType, child: Child) -> None:

@@ -5,6 +5,7 @@ Closing their receiving half ends that wait, and no other: a request that has co
 
 import _socket
 import contextlib
+import os
 from typing import Any
 
 from ..child import Child
@@ -20,7 +21,7 @@ def close_when_quiet(child: Child) -> None:
         global _ends
         _ends = True
         for sock in list(_waiting.values()):
-            _stop_reading(sock)
+            stop_reading(sock)
 
     child.when_quiet(end)
 
@@ -29,7 +30,7 @@ def begin(sock: Any) -> None:
     """This connection waits for its next request. gevent's sockets, and TLS ones, too."""
     _waiting[id(sock)] = sock
     if _ends:  # after the entry: `end` may have looked before it
-        _stop_reading(sock)
+        stop_reading(sock)
 
 
 def end(sock: Any) -> None:
@@ -37,7 +38,12 @@ def end(sock: Any) -> None:
     _waiting.pop(id(sock), None)
 
 
-def _stop_reading(sock: Any) -> None:
+def stop_reading(sock: Any) -> None:
+    """Let who reads here come to an end, after what has come before. Of the connection itself, not of TLS in it."""
     with contextlib.suppress(OSError):  # it has been closed
-        # Of the connection itself, not of the TLS in it.
-        _socket.socket.shutdown(getattr(sock, "_sock", sock), _socket.SHUT_RD)
+        inner = getattr(sock, "_sock", sock)
+        if isinstance(inner, _socket.socket):
+            _socket.socket.shutdown(inner, _socket.SHUT_RD)
+        else:  # what uvloop shows of its sockets
+            with contextlib.closing(_socket.socket(fileno=os.dup(inner.fileno()))) as duplicate:
+                duplicate.shutdown(_socket.SHUT_RD)
