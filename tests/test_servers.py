@@ -15,11 +15,11 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from harness import PROGRAMS, Fact, Programs, connect, free_port, wait_until
+from harness import PROGRAMS, Fact, Programs, connect, connect_to, free_port, read_all, wait_until
 from puppets import Puppets, puppets
 
 GET = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -281,6 +281,82 @@ def test_tls_is_served_in_turn_and_its_idle_connections_hold_no_worker(
         for worker in (1, 2):
             end = served.disconnect(worker)
             assert (end["code"], end["signal"]) == (0, None)
+
+
+@pytest.mark.parametrize("policy", ["rr", "none"])
+def test_uvicorn_serves_on_a_path(policy: str, cluster_program: Programs, tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("uvicorn")
+    path = str(tmp_path / "app.sock")
+    script = str(PROGRAMS / "served" / "with_uvicorn_on_a_path.py")
+    environment = {"PYCLUSTER_SCHED_POLICY": policy}
+    with puppets(cluster_program, tmp_path, workers=0, env=environment, exec=script, args=[path]) as cluster:
+        cluster.do(0, "fork", count=2)
+        for worker in (1, 2):
+            cluster.wait_for_listening(worker)
+        workers = {cluster.pid(worker): worker for worker in (1, 2)}
+
+        def who_answers() -> int:
+            with contextlib.closing(connect_to(path)) as client:
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                return workers[int(read_all(client).rpartition(b"\n\r\n")[2].split()[-1])]
+
+        if policy == "rr":
+            assert cluster.shares(lambda: [who_answers() for _ in range(20)], 1, 2) == [10, 10]
+        for worker in (1, 2):
+            assert who_answers() in range(worker, 3)
+            cluster.do(0, "disconnect", worker=worker)
+            assert cluster.wait_for_exit(worker) == (0, None)
+
+
+def test_a_websocket_stays_with_its_worker_and_is_closed_when_that_ends(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("websockets")
+    with serving("uvicorn_on_uvloop", "rr", tmp_path) as served, contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(WebSocket(served.port)) for _ in range(2)]
+        owners = {served.workers[int(sock.ask("who?"))]: sock for sock in sockets}
+        assert set(owners) == {1, 2}
+        for worker, sock in owners.items():
+            assert served.workers[int(sock.ask("who?"))] == worker
+        for worker, sock in owners.items():
+            served.cluster.do(0, "disconnect", worker=worker)
+            assert sock.receive() == (0x8, (1012).to_bytes(2, "big")), "the service restarts"
+            sock.close()
+            assert served.cluster.wait_for_exit(worker) == (0, None)
+
+
+class WebSocket(contextlib.closing[Any]):
+    """A client of RFC 6455 that says little: short texts, in one frame each."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(self)
+        self._sock = connect(port)
+        self._lines = self._sock.makefile("rb")
+        self._sock.sendall(
+            b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert self._lines.readline().startswith(b"HTTP/1.1 101 ")
+        while self._lines.readline().strip():
+            pass
+
+    def __enter__(self) -> "WebSocket":
+        return self
+
+    def ask(self, text: str) -> str:
+        """Send a text. Returns the text that comes back."""
+        payload = text.encode()
+        self._sock.sendall(bytes([0x81, 0x80 | len(payload), 0, 0, 0, 0]) + payload)  # masked with zeros
+        kind, answer = self.receive()
+        assert kind == 0x1
+        return answer.decode()
+
+    def receive(self) -> tuple[int, bytes]:
+        """The next frame's kind and payload."""
+        first, length = self._lines.read(2)
+        return first & 0xF, self._lines.read(length)
+
+    def close(self) -> None:
+        self._lines.close()
+        self._sock.close()
 
 
 def test_a_whole_program_may_run_under_gevent(cluster_program: Programs) -> None:
