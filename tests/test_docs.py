@@ -21,6 +21,7 @@ import pytest
 
 from harness import Program, Programs, connect, free_port, request, wait_until
 from pycluster.worker import LIFE, STATES
+from test_servers import SERVERS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -290,6 +291,17 @@ def defined_tests() -> set[tuple[str, str]]:
         for file in (ROOT / "tests").glob("test_*.py")
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+
+
+def test_the_table_of_servers_says_what_the_tests_of_servers_try() -> None:
+    says = {True: "yes", False: "closed"}
+    shown = {row[1].strip("`"): row[2:6] for row in rows_of("servers.md", "Servers that are handed connections")}
+    assert {kind: row[:2] + row[3:] for kind, row in shown.items()} == {
+        kind: ["yes", says[server.keeps_alive], "yes"] for kind, server in SERVERS.items()
+    }
+    assert {kind for kind, row in shown.items() if row[2] == "yes"} == {
+        kind for kind, server in SERVERS.items() if server.tls
     }
 
 

@@ -15,7 +15,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -323,11 +323,10 @@ def test_a_websocket_stays_with_its_worker_and_is_closed_when_that_ends(tmp_path
             assert served.cluster.wait_for_exit(worker) == (0, None)
 
 
-class WebSocket(contextlib.closing[Any]):
+class WebSocket:
     """A client of RFC 6455 that says little: short texts, in one frame each."""
 
     def __init__(self, port: int) -> None:
-        super().__init__(self)
         self._sock = connect(port)
         self._lines = self._sock.makefile("rb")
         self._sock.sendall(
@@ -340,6 +339,9 @@ class WebSocket(contextlib.closing[Any]):
 
     def __enter__(self) -> "WebSocket":
         return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def ask(self, text: str) -> str:
         """Send a text. Returns the text that comes back."""
@@ -357,6 +359,62 @@ class WebSocket(contextlib.closing[Any]):
     def close(self) -> None:
         self._lines.close()
         self._sock.close()
+
+
+# ---- Servers that accept natively, or in processes of their own
+
+
+@contextlib.contextmanager
+def native(kind: str, policy: str, programs: Programs, directory: pathlib.Path) -> Iterator[tuple[Puppets, int]]:
+    """Start one of them in two workers. Also gives its port."""
+    pytest.importorskip(kind)
+    port = free_port()
+    script = str(PROGRAMS / "served" / f"with_{kind}.py")
+    environment = {"PYCLUSTER_SCHED_POLICY": policy}
+    refused = (kind, policy) in REFUSED
+    with puppets(
+        programs, directory, 0, env=environment, expects_traceback=refused, exec=script, args=[str(port)]
+    ) as cluster:
+        cluster.do(0, "fork", count=2)
+        yield cluster, port
+
+
+REFUSED = [("bjoern", "rr"), ("gunicorn", "rr")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy"), [("bjoern", "none"), ("granian", "none"), ("granian", "rr"), ("gunicorn", "none")]
+)
+def test_a_server_that_accepts_natively_serves_where_the_kernel_picks(
+    kind: str, policy: str, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    with native(kind, policy, cluster_program, tmp_path) as (cluster, port):
+        answers: set[int] = set()
+
+        def both_have_answered() -> bool:
+            with contextlib.suppress(ConnectionRefusedError):
+                answers.add(Client(port).ask_once())
+            return len(answers) == 2
+
+        assert wait_until(both_have_answered)
+        for worker in (1, 2):
+            cluster.do(0, "disconnect", worker=worker)
+            assert cluster.wait_for_exit(worker) == (0, None)
+        with pytest.raises(ConnectionRefusedError):
+            Client(port).ask_once()
+
+
+@pytest.mark.parametrize(("kind", "policy"), REFUSED)
+def test_a_server_that_cannot_be_handed_connections_is_refused_with_the_remedy(
+    kind: str, policy: str, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    with native(kind, policy, cluster_program, tmp_path) as (cluster, _):
+        for worker in (1, 2):
+            assert cluster.wait_for_exit(worker) == (1, None)
+        assert cluster.program.stderr.count("SCHED_NONE") == 2
+
+
+# ---- gevent
 
 
 def test_a_whole_program_may_run_under_gevent(cluster_program: Programs) -> None:

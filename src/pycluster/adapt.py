@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 _ADAPTERS = {
     "aiohttp.web_server": "servers.aiohttp:adapt",
     "asyncio.selector_events": "aio:share_ports",
+    "bjoern": "servers.bjoern:adapt",
     "cheroot.server": "servers.cheroot:adapt",
     "gevent._socket3": "servers.gevent:share_ports",
     "gevent.pywsgi": "servers.gevent:close_idle",
+    "granian.server.common": "servers.granian:adapt",
+    "gunicorn.arbiter": "servers.gunicorn:adapt",
     "http.server": "servers.http:adapt",
     "hypercorn.asyncio.run": "servers.hypercorn:adapt",
     "ssl": "servers.ssl:adapt",
