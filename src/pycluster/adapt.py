@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _ADAPTERS = {
     "aiohttp.web_server": "servers.aiohttp:adapt",
     "asyncio.selector_events": "aio:share_ports",
+    "asyncio.unix_events": "aio:share_paths",
     "bjoern": "servers.bjoern:adapt",
     "cheroot.server": "servers.cheroot:adapt",
     "gevent._socket3": "servers.gevent:share_ports",

@@ -1,13 +1,14 @@
 """asyncio: waiting for the cluster in a running loop, and what its servers do differently with a shared listener."""
 
 import asyncio
+import os
 import socket
 from asyncio import selector_events, sslproto
 from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from . import descriptors, heartbeat
+from . import descriptors, heartbeat, listener
 from .events import handler_tasks
 
 if TYPE_CHECKING:
@@ -81,6 +82,35 @@ def _start_serving(loop: Any, protocol_factory: Callable[[], Any], sock: socket.
         getattr(loop, "_unix_server_sockets", {}).pop(sock, None)
         heartbeat.beat(loop)
     _plain_start_serving(loop, protocol_factory, sock, *rest)
+
+
+def share_paths(module: ModuleType, child: "Child") -> None:
+    """Replace what opens servers on paths: they join those who listen there.
+
+    asyncio's own removes the file that is there, and the primary then has to put it back. Meanwhile there would be
+    none: for clients, and for who changes its mode, as uvicorn does.
+    """
+    loop_class: Any = module._UnixSelectorEventLoop
+    plain_create_unix_server = loop_class.create_unix_server
+
+    async def create_unix_server(
+        self: Any, protocol_factory: Callable[[], Any], path: Any = None, *, sock: Any = None, **options: Any
+    ) -> Any:
+        opened = None
+        if sock is None and path and not listener.is_exclusive():
+            try:
+                sock = opened = listener.open_unix(os.fsencode(path))
+                path = None
+            except OSError:
+                pass  # asyncio's own meets the same error, or knows better
+        try:
+            return await plain_create_unix_server(self, protocol_factory, path, sock=sock, **options)
+        except BaseException:
+            if opened is not None:
+                opened.close()
+            raise
+
+    loop_class.create_unix_server = create_unix_server
 
 
 def _accept_connection(

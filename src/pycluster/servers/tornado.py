@@ -31,12 +31,13 @@ def adapt(module: ModuleType, child: Child) -> None:
     def end(server: Any) -> None:
         server.conn_params.no_keep_alive = True  # says so in each response from now on
         for connection in list(server._connections):
-            if current[connection]._request_start_line is not None:
-                current[connection]._disconnect_on_finish = True
-            elif first[connection] is current[connection]:
-                current[connection].no_keep_alive = True
-            else:
-                close_if_idle(connection)
+            request = current.get(connection)
+            if request is None:
+                continue  # it has just been accepted
+            if request._request_start_line is not None:
+                request._disconnect_on_finish = True
+            elif first[connection] is not request:
+                connection.stream.close()
 
     def close_if_idle(connection: Any) -> None:
         if current[connection]._request_start_line is None:
