@@ -494,6 +494,17 @@ def test_old_workers_are_ended_gracefully_when_the_new_script_has_failed(
     service.end(5)
 
 
+def test_a_signal_ends_the_cluster_gracefully_while_the_new_script_starts(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 1)
+    service.release(1, {"    tell_events()": '    tell("starting")\n    signal.pause()'})
+    service.program.send_signal(signal.SIGHUP)
+    service.program.wait_for("starting")
+    assert ask(service.port)[:2] == (0, 0)
+    service.end()
+
+
 @pytest.mark.parametrize("policy", ["rr", "none"])
 def test_messages_listeners_and_counters_outlive_the_image_of_the_primary(
     policy: str, cluster_program: Programs, tmp_path: pathlib.Path

@@ -285,15 +285,16 @@ def succession(cluster: "Cluster", handed: Handed) -> Iterator[None]:
     except BaseException as exception:
         if cluster._has_run or (isinstance(exception, SystemExit) and primary.workers and not primary.stopping):
             raise  # as any script may end
-        status = _show(exception)
+        stops = primary.stopping  # a signal has asked for the end, and has ended the script
+        status = 0 if stops else _show(exception) or 1
         for worker in primary.workers.values():
             primary.retire(worker)
-        if not primary.stopping:
+        if not stops:
             cluster._reload.give_up(
                 ReloadError("the new version has ended before it ran the cluster; the workers that ran go on")
             )
         cluster.run()
-        sys.exit(status or 1)
+        sys.exit(status)
 
 
 def _show(exception: BaseException) -> int:
