@@ -11,7 +11,7 @@ import signal
 import weakref
 from typing import Any
 
-from . import _cluster
+from . import _cluster, native
 
 # Asks for the stacks. A program's own use is likeliest at the lower end of the real-time signals.
 STACKS_SIGNAL = signal.SIGRTMAX - 1
@@ -51,7 +51,7 @@ def write_stacks_to(fd: int) -> None:
     """
     global _stacks_fd
     if signal.getsignal(STACKS_SIGNAL) is not signal.SIG_DFL:
-        os.close(fd)
+        native.close(fd)
         return
     _stacks_fd = fd
     faulthandler.register(STACKS_SIGNAL, file=fd, all_threads=True)
@@ -64,5 +64,5 @@ def abandon() -> None:
     interval_s = None
     if _stacks_fd >= 0:
         faulthandler.unregister(STACKS_SIGNAL)
-        os.close(_stacks_fd)
+        native.close(_stacks_fd)
         _stacks_fd = -1

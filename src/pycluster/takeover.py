@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 
-from . import _cluster
+from . import _cluster, native
 from .channel import Channel
 from .child import exit_status, users_part
 from .errors import ReloadError
@@ -184,7 +184,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
     finally:
         _cluster.unlock_balancer()
         for fd in opened:
-            os.close(fd)
+            native.close(fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     raise AssertionError("unreachable")
 

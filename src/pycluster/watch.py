@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from . import native
 from .events import log
 from .heartbeat import STACKS_SIGNAL, TICKS_PER_TIMEOUT
 from .settings import Settings
@@ -149,7 +150,7 @@ class _Watch:
     def close(self) -> None:
         """Look no more. Idempotent."""
         if self._stacks_fd >= 0:
-            os.close(self._stacks_fd)
+            native.close(self._stacks_fd)
         self._stacks_fd = -1
 
     @property
