@@ -464,7 +464,7 @@ class Child:
             self._unraisable_hook(unraisable)
             return
         self._end_delivered = False
-        native.start_thread(self._end_script, "pycluster-end")
+        native.start_new_thread(self._end_script, ())
 
     def _wait_for_messages(self) -> None:
         """As in Node.js, a script that has ended stays for the messages that it listens for."""

@@ -39,6 +39,8 @@ allocate_lock: "Callable[[], _thread.LockType]" = _original(_thread, "allocate_l
 close: Callable[[int], None] = _original(os, "close")
 get_ident: Callable[[], int] = _original(_thread, "get_ident")
 sleep: Callable[[float], None] = _original(time, "sleep")
+# Does not wait for the thread's start, so that it can be called where the end signal may come at any moment.
+start_new_thread: Callable[[Callable[[], object], tuple[()]], int] = _original(_thread, "start_new_thread")
 
 
 def is_patched() -> bool:
@@ -53,16 +55,15 @@ def socketpair(family: int = socket.AF_UNIX, kind: int = socket.SOCK_STREAM) -> 
 
 
 def start_thread(function: Callable[[], object], name: str) -> None:
-    """Run a function in a new daemon thread.
+    """Run a function in a new daemon thread, which debuggers know by its name where gevent has not replaced threads.
 
     Raises:
       RuntimeError: there can be no other thread.
     """
-    start = _original(_thread, "start_new_thread")
-    if start is _thread.start_new_thread:
+    if start_new_thread is _thread.start_new_thread:
         threading.Thread(target=function, name=name, daemon=True).start()
     else:
-        start(function, ())
+        start_new_thread(function, ())
 
 
 class Event:
