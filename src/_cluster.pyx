@@ -2391,6 +2391,9 @@ cdef class Wire:
         """
         cdef Outgoing *frame
         cdef size_t i
+        if self.is_fetched and self.fetched > 0:
+            self.take_in()
+            self.is_fetched = False
         outgoing = []
         for i in range(self.count):
             frame = &self.ring[(self.first + i) & (self.ring_size - 1)]

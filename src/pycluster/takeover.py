@@ -279,9 +279,13 @@ def succession(cluster: "Cluster", handed: Handed) -> Iterator[None]:
     assert cluster._reload is not None
     cluster._reload.succeed(handed.timeout_s)
     cluster._need_implicit_run()
+    global _starts
     _catch_signals(primary, handed)
     try:
-        yield
+        try:
+            yield
+        finally:
+            _starts = False
     except BaseException as exception:
         if cluster._has_run or (isinstance(exception, SystemExit) and primary.workers and not primary.stopping):
             raise  # as any script may end
@@ -308,19 +312,20 @@ def _show(exception: BaseException) -> int:
 
 def _catch_signals(primary: Primary, handed: Handed) -> None:
     """Until the script has handlers of its own, or runs the cluster."""
-    global _catcher
+    global _catcher, _starts
 
     def catch(number: int, frame: object) -> None:
         if number == signal.SIGHUP:
             primary.defer(lambda: primary.on_hangup())
         elif number in (signal.SIGTERM, signal.SIGINT):
-            primary.stopping = True
             primary.defer(primary.stop)
-            raise SystemExit(0)
+            if _starts:
+                primary.stopping = True
+                raise SystemExit(0)
         else:
             _caught.append(number)
 
-    _catcher = catch
+    _catcher, _starts = catch, True
     for number in {*SIGNALS, *handed.signals}:
         signal.signal(number, catch)
     signal.pthread_sigmask(signal.SIG_SETMASK, handed.mask)
@@ -328,6 +333,7 @@ def _catch_signals(primary: Primary, handed: Handed) -> None:
 
 _catcher: Callable[[int, Any], None] | None = None
 _caught: list[int] = []
+_starts = False  # the script, which a signal that asks for the end ends first
 
 
 @contextlib.contextmanager
