@@ -12,7 +12,7 @@ import select
 import socket
 from typing import NamedTuple
 
-from . import _cluster
+from . import _cluster, native
 from .socketfile import SocketFile
 from .worker import Address
 
@@ -127,7 +127,7 @@ class SharedHandle(Handle):
         return Ticket(self.sock.fileno(), None)
 
     def waits_for(self, worker_id: int) -> bool:
-        poller = select.poll()
+        poller = native.poll()
         poller.register(self.sock, select.POLLIN)
         return bool(poller.poll(0))
 
