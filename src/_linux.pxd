@@ -5,7 +5,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<errno.h>" nogil:
     enum:
-        EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EMFILE, ENOBUFS, ENOMEM, EPROTO, ETOOMANYREFS
+        EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EMFILE, ENOBUFS, ENOENT, ENOMEM, EPIPE
+        EPROTO, ETOOMANYREFS
 
 
 cdef extern from "<sys/types.h>" nogil:
@@ -39,7 +40,20 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<fcntl.h>" nogil:
     enum:
         F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK
+        O_CLOEXEC, O_DIRECTORY, O_RDONLY
     int fcntl(int fd, int command, ...)
+    int open(const char *path, int flags, ...)
+    int openat(int directory, const char *path, int flags, ...)
+
+
+cdef extern from "<stdio.h>" nogil:
+    int snprintf(char *buffer, size_t size, const char *format, ...)
+
+
+cdef extern from "<dirent.h>" nogil:
+    struct linux_dirent64 "dirent":  # on a 64-bit machine the same layout as the kernel's
+        unsigned short d_reclen
+        char d_name[256]
 
 
 cdef extern from "<signal.h>" nogil:
@@ -58,7 +72,7 @@ cdef extern from "<sys/wait.h>" nogil:
 
 cdef extern from "<sys/syscall.h>" nogil:
     enum:
-        SYS_pidfd_open
+        SYS_getdents64, SYS_pidfd_open
 
 
 cdef extern from "<sys/prctl.h>" nogil:
@@ -111,7 +125,8 @@ cdef extern from "<sys/timerfd.h>" nogil:
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum:
-        EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
+        EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT
+        EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
     union epoll_data:
         uint64_t u64
     struct epoll_event:

@@ -99,7 +99,7 @@ class Puppets:
     def shares(self, take_turns: Callable[[], list[int]], *workers: int) -> list[int]:
         """How many turns each worker has had.
 
-        A worker that the machine keeps from the processor for 20 ms is passed over for a while. Uneven shares say
+        A worker that the machine keeps from the processor for 50 ms is passed over for a while. Uneven shares say
         nothing then, and are measured again.
 
         Args:

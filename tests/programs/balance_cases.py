@@ -3,6 +3,8 @@
 import os
 import random
 import socket
+import subprocess
+import sys
 import time
 
 from programs.core_front import (
@@ -191,8 +193,76 @@ def all_workers_are_blocked() -> Facts:
     """There is nobody to take anything back for."""
     front = Front(2)
     front.give(3, 3)
-    time.sleep(0.1)  # five times the age at which a connection is taken back
+    time.sleep(0.2)  # four times the age at which a connection is taken back
     return {"dispatched": front.dispatched(), "taken_back": figure("taken_back")}
+
+
+def all_are_blocked_and_one_accepts_again() -> Facts:
+    """More come meanwhile; the first worker to be there again gets them all, though no other one takes anything."""
+    front = Front(3, max_pending=4)
+    front.give(1, 1, 1)
+    time.sleep(0.2)
+    front.connect(6)
+    reach(lambda: sum(front.dispatched()) == 9)
+    dispatched = front.dispatched()
+    taken: list[socket.socket] = []
+
+    def all_taken() -> bool:
+        taken.extend(front.workers[1].take_all())
+        return len(taken) == 9
+
+    return {"dispatched": dispatched, "all_taken": wait_until(all_taken), "lost": figure("lost")}
+
+
+SLEEPS = "import signal; print(); signal.pause()"
+RUNS = "print()\nwhile True: pass"
+HAS_A_THREAD_THAT_RUNS = (
+    f"import signal, threading; threading.Thread(target=exec, args=[{RUNS!r}]).start(); signal.pause()"
+)
+
+
+def a_worker_that_sleeps() -> Facts:
+    """Only what the kernel says of its process tells of it here; a thread that runs is enough to be left in peace."""
+    _cluster.set_patience(0.002, float("inf"))
+    front = Front(0)
+    moved = []
+    for program in (SLEEPS, RUNS, HAS_A_THREAD_THAT_RUNS):
+        with subprocess.Popen([sys.executable, "-uc", program], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            before = figure("taken_back")
+            front.workers = [FakeWorker(front.listener, 1, process.pid), FakeWorker(front.listener, 2)]
+            front.connect(2)
+            patience_s = PATIENCE_S if program is SLEEPS else 0.2
+            moved.append(wait_until(lambda before=before: figure("taken_back") > before, patience_s))  # type: ignore[misc]
+            process.kill()
+        for worker in front.workers:
+            worker.take_all()
+            front.retire(worker)
+            _cluster.release_slot(worker.slot)
+    return {"moved": moved}
+
+
+def a_worker_shuts_its_channel_down() -> Facts:
+    """As programs do to wake a thread that is blocked in accept. What lies there, and all the rest, is for others."""
+    front = Front(2)
+    front.give(2, 2)
+    with socket.socket(fileno=os.dup(front.workers[0].fd)) as end:
+        end.shutdown(socket.SHUT_RDWR)
+    front.connect(6)
+    taken: list[socket.socket] = []
+
+    def all_taken() -> bool:
+        taken.extend(front.workers[1].take_all())
+        return len(taken) == 10
+
+    all_there = wait_until(all_taken)
+    settled = wait_until(lambda: wakeups_in(0.1) == 0)
+    front.retire(front.workers[0])
+    front.workers.append(FakeWorker(front.listener, 3))
+    front.connect(2)
+    after = [front.workers[i].take().getpeername() for i in (1, 2)]
+    return {"all_there": all_there, "settled": settled, "after": len(after), "lost": figure("lost")}
 
 
 # ---- Closing
@@ -289,6 +359,25 @@ def out_of_descriptors() -> Facts:
 
 
 # ---- Workers that lie
+
+
+def a_worker_that_hoards() -> Facts:
+    """It says that it has consumed all that it gets, and consumes nothing: in the end its socket's buffer is full."""
+    front = Front(2)
+    hoarder, honest = front.workers
+    cell = consumed_cell(hoarder)
+    given = taken = 0
+
+    def all_placed() -> bool:
+        return sum(front.dispatched()) == given
+
+    while taken < front.dispatched()[0] + 100 and wait_until(all_placed):
+        cell.value = 10**6 + given
+        front.connect()
+        front.clients.clear()
+        given += 1
+        taken += len(honest.take_all())
+    return {"given": given, "all_placed": wait_until(all_placed)}
 
 
 def a_lying_worker_that_accepts() -> Facts:

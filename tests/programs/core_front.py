@@ -33,8 +33,10 @@ class Disturbed(Exception):
 class FakeWorker:
     """A worker as the core sees it."""
 
-    def __init__(self, listener: _cluster.Listener, worker_id: int) -> None:
+    def __init__(self, listener: _cluster.Listener, worker_id: int, pid: int = 0) -> None:
+        """`pid` is the process that it seems to be; with 0 nobody can tell whether it sleeps."""
         self.slot = _cluster.acquire_slot(worker_id)
+        _cluster.describe_slot(self.slot, pid, 0)
         self.channel = listener.add_channel(self.slot)
         self.fd = os.dup(self.channel.receiver)
         _cluster.enter_slot(self.slot)
@@ -180,9 +182,9 @@ def consumed_cell(worker: FakeWorker) -> ctypes.c_uint64:
     return ctypes.c_uint64.from_address(header + slots + worker.slot * slot_size + 192 + 8 * worker.channel.cell)
 
 
-def wait_until(true: Callable[[], object]) -> bool:
+def wait_until(true: Callable[[], object], timeout: float = PATIENCE_S) -> bool:
     """Wait for what nothing tells of. Returns whether it has come true."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + timeout
     while not true():
         if time.monotonic() > deadline:
             return False
