@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test lint bench bench-quick bench-micro bench-compare docs wheel clean
+.PHONY: help build test lint bench bench-quick bench-micro bench-compare soak docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench-micro: build ## measure what takes microseconds, and save it as what bench
 
 bench-compare: build ## measure the same again, and compare it with what was saved last
 	$(BIN)/python -m pytest $(MICRO) --benchmark-compare --benchmark-compare-fail=median:25%
+
+soak: build ## inject faults for minutes, and write what came of it to docs/soak.md
+	PYTHONPATH=tests:bench $(BIN)/python tests/soak/run.py
 
 docs: build ## write the API reference from the docstrings
 	$(BIN)/python docs/make_reference.py

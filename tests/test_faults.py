@@ -1,0 +1,15 @@
+"""The promises under injected faults, in short; tests/soak has the long forms."""
+
+from soak.crashes import storm
+
+
+def test_a_worker_that_is_killed_at_any_moment_loses_only_what_it_has_accepted() -> None:
+    result = storm(kills=20, workers=3)
+    assert result.lost == 0, result
+    assert result.answered > 50
+
+
+def test_what_waits_for_the_only_worker_when_it_is_killed_is_served_by_the_next_one() -> None:
+    result = storm(kills=6, workers=1)
+    assert result.lost == 0, result
+    assert result.answered > 20
