@@ -62,7 +62,7 @@ cdef void add(uint64_t *cell, uint64_t value) noexcept nogil:
 #                       others: one living worker each, reused after it        see Slot
 #
 # Totals stay right while a dead worker's numbers move to slot 0: `folding` is odd for so long (a seqlock), and
-# readers try again. Their tries are bounded, because the one who folds may be killed half-way.
+# readers try again, for FOLD_NS at most: whoever folds may be killed half-way, and anybody can write there.
 
 cdef enum:
     REGION_MAGIC = 0x7073756C63797001
@@ -73,7 +73,7 @@ cdef enum:
     RETIRED_SLOT = 0
     PRIMARY_SLOT = 1
     FIRST_WORKER_SLOT = 2
-    FOLD_TRIES = 10000        # a fold takes about a microsecond
+    FOLD_NS = 50000000        # a fold takes about a microsecond, and a time slice more when it is interrupted
 
 cdef struct Header:
     uint64_t magic
@@ -1106,6 +1106,8 @@ cdef void leave_probe(Channel *channel) noexcept nogil:
     if channel.broken:
         move(channel, BROKEN)
         return
+    # Nothing lies in it, so nothing is pending, whatever has been written to `consumed` meanwhile.
+    channel.sent = load(&channel.slot.consumed[channel.cell])
     probe.fd = -1
     error = send_connection(channel.send_fd, &probe)
     if error == 0:
@@ -1267,6 +1269,9 @@ cdef bint look_after(Channel *channel) noexcept nogil:
         return False
     if moves:
         channel.seen = consumed
+        if <int64_t>(consumed - channel.sent) > 0:
+            # What had been received when we looked (see leave_probe), and was not counted yet.
+            channel.sent = consumed
         channel.since_ns = balancer.now_ns
         balancer.tick_ms = 1
         if channel.place == BLOCKED or channel.place == PROBED:
@@ -1915,9 +1920,9 @@ def read_slots():
     """
     cdef uint64_t before = 0
     cdef uint64_t index
+    cdef uint64_t end_ns = now_ns() + FOLD_NS
     cdef Slot *slot
-    cdef int _i
-    for _i in range(FOLD_TRIES):
+    while True:
         before = load(&region.folding)
         slots = []
         for index in range(load_slots_used()):
@@ -1925,9 +1930,8 @@ def read_slots():
             if slot.id or index < FIRST_WORKER_SLOT:
                 slots.append((slot.id, slot.pid, slot.state, slot.dispatched, slot.received, slot.direct, slot.active,
                               slot.messages_in, slot.messages_out, slot.started_at_ns, slot.number))
-        if not before & 1 and load(&region.folding) == before:
-            break
-    return slots
+        if (not before & 1 and load(&region.folding) == before) or now_ns() >= end_ns:
+            return slots
 
 
 cdef uint64_t load_slots_used() noexcept nogil:
@@ -1993,16 +1997,19 @@ cdef class Counter:
     def value(self):
         """The total over all processes, dead ones included."""
         cdef uint64_t before, slot
-        cdef int64_t total = 0
-        cdef int _i
-        for _i in range(FOLD_TRIES):
+        cdef uint64_t end_ns = 0
+        cdef uint64_t total
+        while True:
             before = load(&region.folding)
             total = 0
             for slot in range(load_slots_used()):
-                total += <int64_t>load(counters_of(slot_at(slot)) + self.index)
+                total += load(counters_of(slot_at(slot)) + self.index)
             if not before & 1 and load(&region.folding) == before:
-                break
-        return total
+                return <int64_t>total
+            if end_ns == 0:
+                end_ns = now_ns() + FOLD_NS
+            elif now_ns() >= end_ns:
+                return <int64_t>total
 
     @property
     def by_worker(self):

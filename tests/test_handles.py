@@ -15,6 +15,7 @@ import pytest
 from harness import Programs, connect, free_port, is_stopped, read_all, wait_until
 from puppets import Start, puppets, who_answers, worker_in
 from pycluster import protocol
+from pycluster.listeners import Listeners
 
 RR_AND_NONE = ["rr", "none"]
 
@@ -438,6 +439,7 @@ def bind(address: Any, family: int = socket.AF_INET) -> protocol.Bind:
 
 NONSENSE = {
     "what is no frame of ours": b"\xc1",
+    "a nest": b"\x82\xa4type\xa6Online\xa1x" + b"\x91" * 20000 + b"\xc0",
     "online twice": protocol.Online(),
     "an unknown key": protocol.Listen(seq=10**6, key=4711, backlog=1),
     "a release of nothing": protocol.Release(key=4711),
@@ -446,6 +448,8 @@ NONSENSE = {
 }
 NONSENSE_WITH_A_SOCKET = {
     "online with a socket": protocol.Online(),
+    "text that is none": protocol.encode(bind(["127.0.0.1", 50999])).replace(b"127", b"\xff\xff\xff"),
+    "a host by its name": bind(["localhost", 50999]),
     "another family": bind(["::1", 50999], socket.AF_INET6),
     "no address": bind(None),
     "a number": bind(7),
@@ -484,6 +488,17 @@ def test_nonsense_from_a_worker_harms_nobody_else(start: Start, kind: str, nonse
             os.kill(cluster.pid(liar), signal.SIGKILL)
         cluster.wait_for_exit(liar)
         assert cluster.do(0, "descriptors") == before, what
+
+
+def test_the_primary_resolves_no_name_for_a_worker() -> None:
+    """A name server that does not answer would hold it up."""
+    listeners = Listeners(lambda seconds, function: None)
+    for address in (("localhost", 50999), ("no.such.host.", 50999), ("", 50999), ("x" * 300, 50999)):
+        with socket.socket() as sock, pytest.raises(OSError, match="no numeric host"):
+            listeners.bind(1, bind(address), sock, "rr")
+    said = protocol.Bind(seq=1, family=int(socket.AF_NETLINK), kind=int(socket.SOCK_RAW), address=(1, 1))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as sock, pytest.raises(OSError, match="family"):
+        listeners.bind(1, said, sock, "rr")
 
 
 def test_a_backlog_out_of_range_harms_nobody(start: Start) -> None:

@@ -49,6 +49,10 @@ class Listeners:
         """
         if (sock.family, sock.type) != (said.family, said.kind):
             raise OSError(errno.EINVAL, "the socket is not what it is said to be")
+        if said.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        if not isinstance(said.address, bytes):
+            _expect_numeric(said.address[:1])
         name = (said.family, said.kind, said.address, said.index)
         handle = self._by_name.get(name) or self._open(name, said, sock, policy)
         self._join(worker_id, handle)
@@ -192,6 +196,19 @@ class Listeners:
 
 def _handle_class(policy: Policy) -> type[Handle]:
     return RoundRobinHandle if policy == "rr" else SharedHandle
+
+
+def _expect_numeric(host: tuple[str | int, ...]) -> None:
+    """Workers resolve names themselves: a name server that does not answer would hold the primary up.
+
+    Raises:
+      OSError: EINVAL, for a name.
+    """
+    try:
+        [name] = host
+        socket.getaddrinfo(str(name), None, flags=socket.AI_NUMERICHOST)
+    except (OSError, ValueError):
+        raise OSError(errno.EINVAL, f"{host!r} is no numeric host") from None
 
 
 def _address_of(sock: socket.socket) -> Address:

@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
-
 from . import _cluster, native, protocol
 from .channel import CONTROL, Channel, close_handle
 from .errors import ChannelClosedError, ClusterError, ProtocolError
@@ -449,7 +447,7 @@ class Primary:
                         close_handle(handle)  # nobody wants it
         except EOFError:
             self._close_channel(member)
-        except (ProtocolError, msgspec.MsgspecError, ValueError) as exception:
+        except (ProtocolError, ValueError) as exception:
             self.emit_on(member.worker, "error", ProtocolError(f"worker {member.worker.id}: {exception}"))
             self._close_channel(member)
 
@@ -458,7 +456,9 @@ class Primary:
         worker = member.worker
         try:
             said = protocol.decode_from_worker(payload)
-        except msgspec.MsgspecError:
+            if worker.state == "none" and not isinstance(said, protocol.Online):
+                raise ProtocolError("something else before online")
+        except ProtocolError:
             if fd is not None:
                 native.close(fd)
             raise

@@ -1,9 +1,11 @@
 """What the primary and a worker say to each other on the control channel, apart from the user's own messages."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
 
+from .errors import ProtocolError
 from .script import Script
 
 # Of what one image of the primary hands on to the next (takeover.py): a change of that changes this.
@@ -103,5 +105,17 @@ FromWorker = Online | Bind | BindDescriptor | Listen | Release | Leave | Drained
 FromPrimary = Reply | Disconnect | Watch
 
 encode = msgspec.msgpack.Encoder().encode
-decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode
+_decode_from_worker: Callable[[bytes], FromWorker] = msgspec.msgpack.Decoder(FromWorker).decode
 decode_from_primary = msgspec.msgpack.Decoder(FromPrimary).decode
+
+
+def decode_from_worker(payload: bytes) -> FromWorker:
+    """What a worker says, which need not be what this library writes.
+
+    Raises:
+      ProtocolError: it is none of the above.
+    """
+    try:
+        return _decode_from_worker(payload)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exception:  # ValueError: text that is no UTF-8
+        raise ProtocolError(f"no frame of control: {exception}") from exception

@@ -19,7 +19,8 @@ def duplicate_listener(fd: int) -> socket.socket:
     """A socket on a duplicate of a descriptor, which was opened by somebody else to listen.
 
     Raises:
-      OSError: EBADF, ENOTSOCK; EINVAL for a socket that is no stream socket or not bound.
+      OSError: EBADF, ENOTSOCK; EINVAL for a socket that is no stream socket, not bound, or connected: a worker with
+        fewer rights than the primary must not get hold of the primary's own connections by their numbers.
     """
     try:
         duplicate = os.dup(fd)
@@ -35,10 +36,19 @@ def duplicate_listener(fd: int) -> socket.socket:
         not (internet or sock.family == socket.AF_UNIX)
         or sock.type != socket.SOCK_STREAM
         or not (sock.getsockname()[1] if internet else sock.getsockname())
+        or _is_connected(sock)
     ):
         sock.close()
-        raise OSError(errno.EINVAL, f"descriptor {fd} is no stream socket that is bound")
+        raise OSError(errno.EINVAL, f"descriptor {fd} is no stream socket that is bound to listen")
     return sock
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def bind_path(sock: socket.socket, path: bytes, over_stale: bool) -> None:

@@ -564,7 +564,13 @@ OPENERS: dict[str, Callable[[], socket.socket]] = {
     "unbound unix": lambda: socket.socket(socket.AF_UNIX),
     "datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
     "pair": lambda: socket.socketpair()[0],
+    "connected": lambda: socket.create_connection(open_listener().getsockname()),
 }
+
+
+def open_listener() -> socket.socket:
+    opened["peer"] = socket.create_server(("127.0.0.1", 0))
+    return opened["peer"]
 
 
 def _unix_listener() -> socket.socket:
