@@ -1045,6 +1045,7 @@ cdef Channel *next_channel(ListenerState *listener) noexcept nogil:
         if pending(channel) < limit:
             return channel
         move(channel, WAITING)
+        balancer.watching = True  # it may be full only by what somebody else has written
     if has(listener, WAITING):
         # The limit may have risen, or no tick come yet.
         channel = first(listener, WAITING)
@@ -1281,7 +1282,10 @@ cdef bint look_after(Channel *channel) noexcept nogil:
     if channel.place == BLOCKED or channel.place == PROBED:
         return not channel.watched
     if left > 0 and not moves and is_blocked(channel):
-        move(channel, BLOCKED)
+        if is_empty(channel):
+            leave_probe(channel)
+        else:
+            move(channel, BLOCKED)
         return not channel.watched
     return left > 0
 
@@ -1337,6 +1341,12 @@ cdef void notice(Channel *channel, uint32_t events) noexcept nogil:
         break_off(channel)
     else:
         balancer.watching |= look_after(channel)
+        # The numbers may have been written over: what has left the channel is consumed in any case.
+        if channel.place == PROBED and is_empty(channel):
+            channel.sent = channel.seen = load(&channel.slot.consumed[channel.cell])
+            move(channel, READY)
+        elif channel.place == BLOCKED and is_empty(channel):
+            leave_probe(channel)
     attend(channel.listener)
 
 

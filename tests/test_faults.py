@@ -1,6 +1,12 @@
 """The promises under injected faults, in short; tests/soak has the long forms."""
 
+import errno
+import os
+
+import pytest
+
 from harness import Programs, free_port
+from puppets import Load, Start, who_answers
 from soak.crashes import storm
 
 
@@ -23,3 +29,33 @@ def test_frames_that_no_worker_sends_harm_neither_the_primary_nor_the_others(clu
     assert fact["leaked"] == []
     assert fact["answer"] == "worker 1"
     assert program.finish().returncode == 0
+
+
+def test_the_others_are_served_while_a_worker_writes_all_over_the_shared_memory(start: Start) -> None:
+    port = free_port()
+    cluster = start(workers=2)
+    cluster.serve("accept_loop", port, 1)
+    with Load(port, threads=2) as load:
+        load.wait_for_answer_of(1)
+        spoiling = cluster.begin(2, "spoil", seconds=1)
+        for _ in range(5):
+            cluster.do(0, "stats")
+            cluster.do(0, "read", name="a counter")
+        assert cluster.result(spoiling) > 10
+        answered = len(load.answers)
+        assert [who_answers(port) for _ in range(20)] == [1] * 20
+    assert load.failures == []
+    assert answered > 20
+    cluster.fork()
+    cluster.serve("accept_loop", port, 3)
+    assert {who_answers(port) for _ in range(10)} == {1, 3}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_worker_with_another_user_can_do_nothing_to_the_primary(start: Start) -> None:
+    cluster = start(workers=1)
+    came_to = cluster.do(1, "attack_primary")
+    assert came_to.pop("signal by a socket") == []  # asking for it is allowed; the signal is not sent
+    assert {name for name, error in came_to.items() if error not in ([errno.EPERM], [errno.EACCES])} == set()
+    assert len(came_to) == 8
+    assert cluster.do(0, "states") == {"1": "online"}

@@ -453,6 +453,21 @@ def drop_rights() -> None:
     os.setuid(65534)
 
 
+def spoil(seconds: float) -> int:
+    """See programs/attacks.py."""
+    from programs import attacks  # only here: most puppets need none of what it imports
+
+    return attacks.spoil(seconds)
+
+
+def attack_primary() -> dict[str, list[int | None]]:
+    """The same, as nobody."""
+    from programs import attacks
+
+    drop_rights()
+    return attacks.attack_primary()
+
+
 def say(control: str, kind: str) -> None:
     """Send the primary a frame of control as it stands here, in hex; with a socket, or a file, or nothing."""
     assert cluster._child is not None
