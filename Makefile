@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build test lint bench bench-quick bench-micro bench-compare soak docs wheel clean
+.PHONY: help build test test-asan test-tsan test-valgrind lint bench bench-quick bench-micro bench-compare soak docs wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,28 @@ build: $(BUILT) ## compile the core and install the package, editable, in a virt
 
 test: build lint ## run the linters, then the tests
 	$(BIN)/python -m pytest --numprocesses auto
+
+# `make TESTS=tests/test_core.py test-asan` for a part of it. CPython frees little at its end, so leaks are valgrind's.
+test-asan: build ## run the tests on a core with AddressSanitizer and UndefinedBehaviorSanitizer
+	rm -rf build/asan
+	CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" \
+	    $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH=build/asan/lib \
+	    LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" $(BIN)/python -m pytest --timeout 300 $(TESTS)
+
+# The threads of one process: workers are processes, and share nothing with the primary but the region, which the cases
+# read and write from the main thread, as a worker would. ThreadSanitizer has no threads after a fork with threads.
+test-tsan: build ## run the balancer's tests on a core with ThreadSanitizer
+	rm -rf build/tsan
+	CFLAGS="-g -fsanitize=thread -fno-omit-frame-pointer" \
+	    $(BIN)/python setup.py -q build --build-base build/tsan --build-lib build/tsan/lib
+	TSAN_OPTIONS="die_after_fork=0 suppressions=$(CURDIR)/tests/tsan.supp" PYTHONPATH=build/tsan/lib \
+	    LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" setarch -R $(BIN)/python -m pytest --timeout 300 \
+	    tests/test_balancer.py -k "not replaced_one_by_one and not accepted_nothing"
+
+# The interpreter's own leaks are none of ours: only what was allocated by the core counts.
+test-valgrind: build ## look for memory that the core leaks
+	PYTHONPATH=tests $(BIN)/python tests/leaks.py
 
 lint: build ## ruff, mypy, cython-lint, and the stubs against the built core
 	$(BIN)/ruff check .

@@ -1369,13 +1369,14 @@ cdef void *balance(void *nothing) noexcept nogil:
     cdef ListenerState *listener
     cdef uint64_t signals
     cdef int count, i
+    cdef int timeout_ms = -1
     cdef bint changed
     prctl(PR_SET_NAME, <unsigned long><const char *>b"pycluster-bal", 0, 0, 0)
     cdef sched_param priority
     priority.sched_priority = 0
     sched_setscheduler(0, SCHED_BATCH, &priority)
     while True:
-        count = epoll_wait(balancer.epoll, events, BATCH, balancer.tick_ms if balancer.watching else -1)
+        count = epoll_wait(balancer.epoll, events, BATCH, timeout_ms)
         pthread_mutex_lock(&balancer.mutex)
         if balancer.stopping:
             pthread_mutex_unlock(&balancer.mutex)
@@ -1396,6 +1397,7 @@ cdef void *balance(void *nothing) noexcept nogil:
                        and balancer.now_ns - balancer.ticked_ns >= <uint64_t>balancer.tick_ms * TICK_NS):
             tick()
         free_closed()
+        timeout_ms = balancer.tick_ms if balancer.watching else -1
         pthread_mutex_unlock(&balancer.mutex)
 
 
@@ -1420,7 +1422,10 @@ def start_balancer(uint64_t max_pending):
     """
     cdef epoll_event event
     cdef int error
-    balancer.max_pending = max_pending
+    with nogil:
+        lock()
+        balancer.max_pending = max_pending
+        unlock()
     if balancer.running:
         return
     balancer.epoll = epoll_create1(EPOLL_CLOEXEC)
@@ -1938,8 +1943,9 @@ def read_slots():
         for index in range(load_slots_used()):
             slot = slot_at(index)
             if slot.id or index < FIRST_WORKER_SLOT:
-                slots.append((slot.id, slot.pid, slot.state, slot.dispatched, slot.received, slot.direct, slot.active,
-                              slot.messages_in, slot.messages_out, slot.started_at_ns, slot.number))
+                slots.append((load(&slot.id), load(&slot.pid), load(&slot.state), load(&slot.dispatched),
+                              load(&slot.received), load(&slot.direct), load(&slot.active), load(&slot.messages_in),
+                              load(&slot.messages_out), load(&slot.started_at_ns), load(&slot.number)))
         if (not before & 1 and load(&region.folding) == before) or now_ns() >= end_ns:
             return slots
 
