@@ -8,6 +8,7 @@ import pytest
 from harness import Programs, free_port
 from puppets import Load, Start, who_answers
 from soak.crashes import storm
+from soak.overload import exhausted
 
 
 def test_a_worker_that_is_killed_at_any_moment_loses_only_what_it_has_accepted() -> None:
@@ -59,3 +60,9 @@ def test_a_worker_with_another_user_can_do_nothing_to_the_primary(start: Start) 
     assert {name for name, error in came_to.items() if error not in ([errno.EPERM], [errno.EACCES])} == set()
     assert len(came_to) == 8
     assert cluster.do(0, "states") == {"1": "online"}
+
+
+def test_service_resumes_when_primary_and_workers_have_descriptors_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCLUSTER_SCHED_POLICY", "rr")
+    row = exhausted("both", 50, spare=10, limit_primary=True, idle_s=0.5)
+    assert row.kept, row.figure
