@@ -877,6 +877,10 @@ cdef enum:
     WATCH_LIMIT = 16          # so many in a queue outlast a tick
     STATE_LOOKS = 32          # processes looked at in /proc per tick, about 50 us each
     BACK_OFF_NS = 20000000
+    HANDSHAKE_MS = 2          # for those who have begun to connect when a listener closes: enough for a local network
+    HANDSHAKE_TRIES = 8
+    TCP_FLAGS_AT = 13
+    TCP_SYN_FLAG = 2
 
 cdef enum:
     READY = 0
@@ -1622,13 +1626,16 @@ cdef class Listener:
         finally:
             unlock_balancer()
 
-    def close(self):
+    def close(self, bint for_good=False):
         """Stop accepting; what the kernel has accepted by now still goes to the channels, whether full or not.
 
-        The channels stay usable by their workers. The caller closes the descriptor after this.
+        The channels stay usable by their workers. `for_good`: no other process has the socket, and the caller closes
+        the descriptor after this; nobody is connected any more.
         """
         cdef ListenerState *state = self.state
         cdef ListenerState **place = &balancer.listeners
+        cdef pollfd watched
+        cdef int tries = 0
         cdef int ring
         if state == NULL:
             return
@@ -1636,7 +1643,14 @@ cdef class Listener:
         with nogil:
             lock()
             balancer.now_ns = now_ns()
+            if for_good:
+                turn_away(state.fd)
             empty_backlog(state)
+            watched.fd = state.fd
+            watched.events = POLLIN
+            while for_good and tries < HANDSHAKE_TRIES and poll(&watched, 1, HANDSHAKE_MS) > 0:
+                empty_backlog(state)
+                tries += 1
             epoll_ctl(balancer.epoll, EPOLL_CTL_DEL, state.fd, NULL)
             while has(state, ORPHANED):
                 disown(first(state, ORPHANED))
@@ -1653,6 +1667,27 @@ cdef class Listener:
             balancer.closed = state
             unlock()
             wake_balancer()
+
+
+cdef void turn_away(int fd) noexcept nogil:
+    """Let nobody begin to connect any more, without a word; who has begun may get through.
+
+    Whoever connects between the last accept and the close would be reset after a connect that succeeded. This way it
+    is not connected, tries again after a second, and is refused, or served by whoever listens then.
+    """
+    cdef sock_filter steps[4]
+    cdef sock_fprog program
+    memset(steps, 0, sizeof(steps))
+    steps[0].code = BPF_LD | BPF_B | BPF_ABS
+    steps[0].k = TCP_FLAGS_AT
+    steps[1].code = BPF_JMP | BPF_JSET | BPF_K
+    steps[1].k = TCP_SYN_FLAG
+    steps[1].jf = 1                # else over the next step
+    steps[2].code = steps[3].code = BPF_RET | BPF_K
+    steps[3].k = 0xFFFFFFFF        # the whole packet; step 2 lets nothing through
+    program.len = 4
+    program.filter = steps
+    setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program))  # a Unix socket has no packets to filter
 
 
 cdef void empty_backlog(ListenerState *listener) noexcept nogil:

@@ -150,7 +150,7 @@ cdef extern from "<poll.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     enum:
         AF_INET, AF_INET6, AF_UNIX, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
-        SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, SO_COOKIE
+        SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, SO_ATTACH_FILTER, SO_COOKIE
     ctypedef unsigned int socklen_t
     struct sockaddr:
         uint16_t sa_family
@@ -182,12 +182,25 @@ cdef extern from "<sys/socket.h>" nogil:
     int getsockname(int fd, sockaddr *address, socklen_t *length)
     int getpeername(int fd, sockaddr *address, socklen_t *length)
     int getsockopt(int fd, int level, int option, void *value, socklen_t *length)
+    int setsockopt(int fd, int level, int option, const void *value, socklen_t length)
     ssize_t recv(int fd, void *buffer, size_t length, int flags)
     ssize_t recvmsg(int fd, msghdr *message, int flags)
     int recvmmsg(int fd, mmsghdr *messages, unsigned int count, int flags, timespec *timeout)
     ssize_t send(int fd, const void *buffer, size_t length, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     int socketpair(int family, int type, int protocol, int fds[2])
+
+
+cdef extern from "<linux/filter.h>" nogil:
+    enum:
+        BPF_ABS, BPF_B, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET
+    struct sock_filter:
+        uint16_t code
+        uint8_t jf
+        uint32_t k
+    struct sock_fprog:
+        unsigned short len
+        sock_filter *filter
 
 
 cdef extern from "<netinet/in.h>" nogil:

@@ -7,6 +7,7 @@ import pytest
 
 from harness import Programs, free_port
 from puppets import Load, Start, who_answers
+from soak import graceful
 from soak.crashes import storm
 from soak.overload import exhausted
 
@@ -66,3 +67,16 @@ def test_service_resumes_when_primary_and_workers_have_descriptors_again(monkeyp
     monkeypatch.setenv("PYCLUSTER_SCHED_POLICY", "rr")
     row = exhausted("both", 50, spare=10, limit_primary=True, idle_s=0.5)
     assert row.kept, row.figure
+
+
+def test_no_request_fails_when_the_cluster_is_terminated_under_load() -> None:
+    answered, failures = graceful.terminated(times=2, threads=4)
+    assert failures == []
+    assert answered > 100
+
+
+def test_no_request_fails_when_all_workers_are_disconnected_under_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCLUSTER_SCHED_POLICY", "rr")
+    answered, failures = graceful.all_at_once(times=1, threads=4)
+    assert failures == []
+    assert answered > 50

@@ -14,7 +14,7 @@ from harness import PROGRAMS, Program, free_port
 from soak.row import Row, show
 
 FRAMES = 1_000_000
-LIMIT_S = 480
+LIMIT_S = 270
 FUZZ_RUNS = 1_000_000
 FUZZ_S = 60
 GROWTH_KIB = 8192  # caches, and what the allocator keeps
