@@ -18,7 +18,7 @@ import time
 from programs.facts import open_descriptors, tell
 from pycluster import Worker, _cluster, cluster, protocol
 from pycluster.channel import Channel
-from pycluster.primary import REBIND_S, Primary, _Member
+from pycluster.primary import REBIND_S, Member, Primary
 
 SENT = [socket.AF_INET, socket.AF_UNIX]
 ABSTRACT = b"\0pycluster-hostile"
@@ -81,12 +81,17 @@ class Liar:
         self.theirs.setblocking(False)
         slot = _cluster.acquire_slot(number)
         channel = Channel(
-            ours, primary._loop.epoll, serialization="msgpack", max_message_size=10**6, defer=primary._defer_callback
+            ours,
+            primary._loop.poll,
+            slot,
+            serialization="msgpack",
+            max_message_size=10**6,
+            defer=primary._defer_callback,
         )
-        worker = Worker(number, pid, primary, primary._report)
+        worker = Worker(number, 1, pid, primary, primary._report)
         worker.on("error", lambda exception: None)
-        self.member = _Member(worker, slot, os.pidfd_open(pid), channel)
-        self.member.note()
+        self.member = Member(worker, slot, os.pidfd_open(pid), channel)
+        _cluster.describe_slot(slot, pid, 0)
         primary._members[number] = self.member
         primary._workers[number] = worker
         primary._loop.watch(channel.fileno(), functools.partial(primary._on_channel, self.member))
@@ -100,7 +105,7 @@ class Liar:
         primary._listeners.forget(member.worker.id)
         del primary._members[member.worker.id]
         del primary._workers[member.worker.id]
-        _cluster.release_slot(member.slot)
+        _cluster.release_slot(member.index)
 
 
 def descriptors_for(with_socket: bool, chance: random.Random) -> list[int]:

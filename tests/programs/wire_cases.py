@@ -19,9 +19,10 @@ def many_frames() -> Facts:
     for turn in range(20):
         left, right = socket.socketpair()
         with left, right, select.epoll() as epoll:
+            poll = _cluster.Poll(epoll.fileno())
             left.setblocking(False)
             right.setblocking(False)
-            sender, receiver = (_cluster.Wire(sock.fileno(), epoll.fileno(), 10**7) for sock in (left, right))
+            sender, receiver = (_cluster.Wire(sock.fileno(), poll, 10**7) for sock in (left, right))
             for size in (0, 1, 100, 40_000, 700_000):
                 for fd in (-1, os.dup(0)):
                     sender.send(1, bytes(size), fd, print if turn % 2 else None)
