@@ -274,6 +274,21 @@ cdef uint64_t started_now():
 # `restore_signals` once it has. The balancer's mutex is held meanwhile by an at-fork hook (see `lock_balancer`), which
 # covers the user's own os.fork() too.
 #
+# `fork_sibling` is called by the template of the start method "forkserver" (template.py): its child is a child of its
+# own parent, the primary. fork(3) cannot do that, and the other way to it does not do: a grandchild comes to a primary
+# that is a subreaper, but so do the orphans of all that the user's program starts, for nobody to wait for. So it is a
+# bare clone(2), and what the C library does in its fork(3) is done here or not needed, provided that the process has no
+# other thread (template.py sees to it), as its locks are free then:
+#   - The C library keeps the thread's id, for pthread_kill and mutexes that know their owner. A stale one is the
+#     template's: child.py's pthread_kill, which ends the main thread's script, would find nobody. The kernel writes the
+#     new one (CLONE_CHILD_SETTID) where it was told to clear it when the thread ends, which is where glibc has it.
+#     musl has it elsewhere; that is noticed, and refused.
+#   - The kernel forgets the list of robust mutexes: it is told again, for whoever shares some with other processes.
+#   - What libraries have put into pthread_atfork is not run. Those that have threads (OpenBLAS) stop them before any
+#     fork, so the template forks once in the ordinary way when it has imported all, and they stay stopped. Those that
+#     must not repeat themselves (OpenSSL, libsodium) look at their process id.
+# clone and not clone3, which has nothing more to give here: Docker's default profile of system calls refuses clone3.
+#
 # The lifeline is the one thing in a worker that must work even when Python does not: a thread that needs no GIL waits
 # until the primary's end of the control channel closes, gives Python a grace to leave by itself, and ends the process.
 
@@ -338,8 +353,63 @@ def fork():
     return pid, pidfd
 
 
+cdef pid_t *kept_thread_id() noexcept nogil:
+    """Where the C library keeps the id of this thread; NULL if that cannot be found out."""
+    cdef pid_t *kept = NULL
+    if prctl(PR_GET_TID_ADDRESS, <unsigned long>&kept) < 0 or kept == NULL or kept[0] != <pid_t>syscall(SYS_gettid):
+        return NULL
+    return kept
+
+
+def fork_sibling():
+    """Fork this process, which has no other thread, as a child of its own parent. Else as `fork`.
+
+    Returns:
+      `(pid, pidfd)` in this process, which owns the pidfd, but cannot wait for the child; `(0, -1)` in the child.
+
+    Raises:
+      OSError: no child is left behind. EOPNOTSUPP: this C library or kernel does not tell where the thread's id is.
+    """
+    global mask_before_fork
+    cdef sigset_t everything
+    cdef int error
+    cdef int pidfd = -1
+    cdef pid_t pid
+    cdef pid_t *thread_id = kept_thread_id()
+    cdef void *robust_mutexes = NULL
+    cdef size_t size = 0
+    if thread_id == NULL:
+        raise OSError(
+            EOPNOTSUPP, "this C library or kernel does not tell what a clone needs to know; set start_method='spawn'"
+        )
+    syscall(SYS_get_robust_list, 0, &robust_mutexes, &size)
+    sigfillset(&everything)
+    pthread_sigmask(SIG_SETMASK, &everything, &mask_before_fork)
+    PyOS_BeforeFork()
+    # Where the child's thread id goes is the fourth argument on x86, and the fifth on ARM; the other one is not used.
+    pid = <pid_t>syscall(
+        SYS_clone,
+        CLONE_PARENT | CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD,
+        NULL,
+        &pidfd,
+        thread_id,
+        thread_id,
+    )
+    if pid == 0:
+        if robust_mutexes != NULL:
+            syscall(SYS_set_robust_list, robust_mutexes, size)
+        PyOS_AfterFork_Child()
+        return 0, -1
+    error = errno
+    PyOS_AfterFork_Parent()
+    pthread_sigmask(SIG_SETMASK, &mask_before_fork, NULL)
+    if pid < 0:
+        raise system_error("clone", error)
+    return pid, pidfd
+
+
 def restore_signals():
-    """Unblock the signals in a child of `fork`, once its handlers are its own."""
+    """Unblock the signals in a child of `fork` or `fork_sibling`, once its handlers are its own."""
     pthread_sigmask(SIG_SETMASK, &mask_before_fork, NULL)
 
 

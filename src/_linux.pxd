@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<errno.h>" nogil:
     enum:
-        EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EMFILE, ENOBUFS, ENOENT, ENOMEM, EPIPE
+        EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EMFILE, ENOBUFS, ENOENT, ENOMEM, EOPNOTSUPP, EPIPE
         EPROTO, ETOOMANYREFS
 
 
@@ -58,7 +58,7 @@ cdef extern from "<dirent.h>" nogil:
 
 cdef extern from "<signal.h>" nogil:
     enum:
-        SIGKILL, SIG_SETMASK
+        SIGCHLD, SIGKILL, SIG_SETMASK
     ctypedef struct sigset_t:
         pass
     int kill(pid_t pid, int signal)
@@ -72,12 +72,12 @@ cdef extern from "<sys/wait.h>" nogil:
 
 cdef extern from "<sys/syscall.h>" nogil:
     enum:
-        SYS_getdents64, SYS_pidfd_open
+        SYS_clone, SYS_getdents64, SYS_get_robust_list, SYS_gettid, SYS_pidfd_open, SYS_set_robust_list
 
 
 cdef extern from "<sys/prctl.h>" nogil:
     enum:
-        PR_SET_NAME
+        PR_GET_TID_ADDRESS, PR_SET_NAME
     int prctl(int option, unsigned long argument, ...)
 
 
@@ -85,7 +85,7 @@ cdef extern from "<sched.h>" nogil:
     struct sched_param:
         int sched_priority
     enum:
-        SCHED_BATCH
+        CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_PARENT, CLONE_PIDFD, SCHED_BATCH
     int sched_yield()
     int sched_setscheduler(pid_t pid, int policy, const sched_param *parameter)
 

@@ -39,7 +39,8 @@ GOOD: dict[str, list[Any]] = {
     "uid": [None, 0, 65534, 2**32 - 2],
     "gid": [None, 0, 65534, 2**32 - 2],
     "serialization": ["msgpack", "json"],
-    "start_method": ["fork", "spawn"],
+    "start_method": ["fork", "spawn", "forkserver"],
+    "preload": [None, [], ()],
     "share_ports": [True, False],
     "max_workers": [1, 65536],
     "max_pending": [1, 128],
@@ -66,6 +67,7 @@ WRONG_TYPE: dict[str, list[Any]] = {
     "gid": ["root", 1.0, False],
     "serialization": [1, None, b"json"],
     "start_method": [1, None, True],
+    "preload": ["json", [1], 5],
     "share_ports": [1, "no", None],
     "max_workers": [1.0, "1", None, True],
     "max_pending": [1.0, "1", None, True],
@@ -86,7 +88,7 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "uid": [-1, 2**32 - 1, 2**64],
     "gid": [-1, 2**32 - 1],
     "serialization": ["pickle", "", "JSON"],
-    "start_method": ["forkserver", ""],
+    "start_method": ["Fork", ""],
     "max_workers": [0, -1, 65537],
     "max_pending": [0, -1, 129],
     "max_message_size": [0, -1, 2**31],
@@ -151,6 +153,13 @@ def test_flags_for_an_interpreter_do_not_go_with_fork() -> None:
     with pytest.raises(ValueError, match=r"exec_argv.*spawn"):
         Settings().merged({"exec_argv": ["-O"]})
     assert Settings().merged({"exec_argv": [], "start_method": "fork"}).exec_argv == ()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_modules_to_preload_go_with_forkserver_only(method: str) -> None:
+    with pytest.raises(ValueError, match=r"preload.*forkserver"):
+        Settings().merged({"preload": ["json"], "start_method": method})
+    assert Settings().merged({"preload": ["json"], "start_method": "forkserver"}).preload == ("json",)
 
 
 @unhurried

@@ -15,7 +15,7 @@ import pytest
 from harness import PROGRAMS, Fact, Program, Programs, connect, free_port, is_listening, read_all, wait_until
 from puppets import Start, who_answers
 
-METHODS = ["fork", "spawn"]
+METHODS = ["fork", "spawn", "forkserver"]
 Show = Callable[..., Program]
 
 

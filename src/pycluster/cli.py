@@ -49,7 +49,10 @@ Policy = Annotated[
     typer.Option(help="rr: connections go to the workers in turn. none: the kernel picks.", show_default="rr"),
 ]
 StartMethod = Annotated[
-    Literal["fork", "spawn"], typer.Option(help="fork: a worker starts in milliseconds. spawn: a fresh interpreter.")
+    Literal["fork", "spawn", "forkserver"],
+    typer.Option(
+        help="fork: a worker starts in milliseconds. spawn: a fresh interpreter. forkserver: a copy of a clean one."
+    ),
 ]
 Respawn = Annotated[bool, typer.Option(help="Start another worker in the place of one that crashes.")]
 Reload = Annotated[

@@ -286,7 +286,7 @@ class Cluster(Emitter):
                 yield
             finally:
                 primary.running = False
-            primary.close_listeners()
+            primary.close()
         if primary.respawner.given_up and not primary.stopping:
             raise SystemExit(NEVER_UP)
 

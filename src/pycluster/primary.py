@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from . import _cluster, native, protocol
 from .channel import CONTROL, Channel, close_handle
 from .errors import ChannelClosedError, ClusterError, ProtocolError
+from .forkserver import Forkserver
 from .handles import Handle
 from .listeners import Listeners, Policy
 from .loop import Loop
@@ -28,7 +29,7 @@ from .respawn import Respawner
 from .script import find_script
 from .settings import Settings
 from .signals import as_signal, leave_wakeup
-from .start import flush_standard_streams, prepare_copy, spawn
+from .start import describe, flush_standard_streams, prepare_copy, spawn
 from .stdio import WorkerStdio
 from .watch import Progress, Watcher
 from .worker import LEAVING, STATES, Address, Worker
@@ -103,6 +104,7 @@ class Primary:
         self._workers: dict[int, Worker] = {}
         self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
         self._listeners = Listeners(self._loop.call_later)
+        self._forkserver = Forkserver(self._loop)
         self._disconnect_callbacks: list[Callable[[], object]] = []
         self.respawner = Respawner(self)
         self._watcher = Watcher(self)
@@ -151,11 +153,14 @@ class Primary:
             raise
         index = _cluster.acquire_slot(worker_id, slot)
         try:
-            if (start_method or settings.start_method) == "spawn":
-                pid, pidfd = spawn(worker_id, slot, index, theirs.fileno(), script, args, env, settings, stdio)
-            else:
+            method = start_method or settings.start_method
+            if method == "fork":
                 flush_standard_streams()
                 pid, pidfd = _cluster.fork()
+            else:
+                told = describe(worker_id, slot, index, theirs.fileno(), script, args, settings)
+                start = spawn if method == "spawn" else self._forkserver.clone
+                pid, pidfd = start(told, env, settings, stdio)
         except BaseException:
             _cluster.release_slot(index)
             stdio.discard()
@@ -252,6 +257,7 @@ class Primary:
         _cluster.abandon_balancer()
         _cluster.close_region_descriptor()
         leave_wakeup(self._loop.wakeup_fd)
+        self._forkserver.abandon()
         self._loop.close()
         for member in self._members.values():
             if not member.channel.closed:
@@ -330,9 +336,14 @@ class Primary:
             self.disconnect_all(None)
             self._kill_later(list(self._members), self.settings.graceful_timeout)
 
-    def close_listeners(self) -> None:
-        """Close the listeners: no worker is left."""
+    def close(self) -> None:
+        """Close the listeners, and end the template: no worker is left."""
         self._listeners.close()
+        self.discard_template()
+
+    def discard_template(self) -> None:
+        """Let the next worker of the start method "forkserver" be copied from a new template, which imports anew."""
+        self._forkserver.discard()
 
     # Worker's Role
 

@@ -28,6 +28,41 @@ class Start(msgspec.Struct):
     takeover: int = TAKEOVER_VERSION
 
 
+class Template(msgspec.Struct):
+    """Primary, in the environment of a template: its end of the socket to the primary, and what it is to import."""
+
+    socket: int
+    path: list[str]
+    preload: list[str]
+
+
+class Ready(msgspec.Struct):
+    """Template: it has imported all, or why it could not."""
+
+    error: str = ""
+
+
+class Clone(msgspec.Struct):
+    """Primary, to the template, in a file: the worker that is to be.
+
+    Descriptors come along: this file, the control channel, the shared region, those of 0, 1 and 2 that `standard`
+    names, and the worker's directory, if it `moves` there.
+    """
+
+    start: Start
+    env: dict[bytes, bytes]
+    standard: list[int]
+    moves: bool
+
+
+class Cloned(msgspec.Struct):
+    """Template: the process that has become the worker, whose pidfd comes along, or the errno of what has failed."""
+
+    pid: int = 0
+    error: int = 0
+    reason: str = ""
+
+
 class Online(msgspec.Struct, tag=True):
     """Worker: the process has started and listens to its channel."""
 

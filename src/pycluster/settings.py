@@ -15,13 +15,15 @@ class Settings:
     Attributes:
       exec: path of the worker's script; None for the main script (also when that was started with -m).
       args: the script's arguments; None for the primary's own.
-      exec_argv: flags for the worker's interpreter, which only "spawn" starts; None for the primary's own.
+      exec_argv: flags for the worker's interpreter, which "spawn" and "forkserver" start; None for the primary's own.
       cwd: the worker's working directory; None for the primary's.
       silent: whether the worker's stdout and stderr are pipes to the primary instead of inherited.
       stdio: what the worker's descriptors 0, 1 and 2 are: "inherit", "pipe", "ignore", a descriptor or a file.
       uid, gid: the worker's user and group; a changed user loses the supplementary groups.
       serialization: how messages are encoded: "msgpack" or "json".
       start_method: "fork": a copy of the primary that runs the script again from the top. "spawn": a fresh interpreter.
+        "forkserver": a copy of a clean process, the template, which the first fork starts as a fresh interpreter.
+      preload: names of modules that the template imports before any worker is copied from it.
       share_ports: whether bind and listen in a worker go to the primary.
       max_workers: how many workers there can be at a time; fixed by the first fork or counter.
       max_pending: connections that wait in one worker for one listener, not yet accepted, at most.
@@ -52,7 +54,8 @@ class Settings:
     uid: int | None = None
     gid: int | None = None
     serialization: Literal["msgpack", "json"] = "msgpack"
-    start_method: Literal["fork", "spawn"] = "fork"
+    start_method: Literal["fork", "spawn", "forkserver"] = "fork"
+    preload: Sequence[str] | None = None
     share_ports: bool = True
     max_workers: int = 1024
     max_pending: int = 64
@@ -83,6 +86,11 @@ class Settings:
         if merged.exec_argv and merged.start_method == "fork":
             raise ValueError(
                 f"exec_argv {list(merged.exec_argv)!r} needs an interpreter to be started; set start_method='spawn'"
+                " or 'forkserver'"
+            )
+        if merged.preload and merged.start_method != "forkserver":
+            raise ValueError(
+                f"preload {list(merged.preload)!r} needs a template to import it; set start_method='forkserver'"
             )
         return merged
 
@@ -175,7 +183,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "uid": _optional(_integer(0, 2**32 - 2)),
     "gid": _optional(_integer(0, 2**32 - 2)),
     "serialization": _one_of("msgpack", "json"),
-    "start_method": _one_of("fork", "spawn"),
+    "start_method": _one_of("fork", "spawn", "forkserver"),
+    "preload": _optional(_strings),
     "share_ports": _boolean,
     "max_workers": _integer(1, 65536),
     "max_pending": _integer(1, 128),

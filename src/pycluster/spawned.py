@@ -3,7 +3,10 @@
 import json
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from pycluster.protocol import Start
 
 
 def main() -> NoReturn:
@@ -15,13 +18,19 @@ def main() -> NoReturn:
 
     import msgspec
 
-    from pycluster import _cluster, native, protocol, start
-    from pycluster.cluster import cluster
-    from pycluster.settings import Settings
+    from pycluster import protocol, start
 
     start.leave_interrupts_to_the_primary()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    told = msgspec.json.decode(told_as_json, type=protocol.Start)
+    become_worker(msgspec.json.decode(told_as_json, type=protocol.Start))
+
+
+def become_worker(told: "Start") -> NoReturn:
+    """In a process that knows nothing yet: be the worker that is described, and run its script."""
+    from pycluster import _cluster, native, protocol
+    from pycluster.cluster import cluster
+    from pycluster.settings import Settings
+
     if told.takeover != protocol.TAKEOVER_VERSION:
         raise RuntimeError("the primary runs another version of pycluster; start the cluster anew")
     settings = Settings().merged(told.settings)

@@ -1,7 +1,8 @@
 """Starting a worker's process: a copy of the primary, or a fresh interpreter.
 
 `fork` copies the primary; `prepare_copy` then makes the copy look like a process that has just started. `spawn` starts
-an interpreter on spawned.py, and tells it in its environment what a copy would know.
+an interpreter on spawned.py, and tells it in its environment what a copy would know. For the third way, a copy of a
+fresh interpreter, see forkserver.py.
 """
 
 import _signal  # type: ignore[import-not-found]
@@ -14,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,25 +28,15 @@ if TYPE_CHECKING:
     from .stdio import WorkerStdio
 
 VARIABLE = "PYCLUSTER_WORKER"
-_BOOTSTRAP = os.path.join(os.path.dirname(__file__), "spawned.py")
 
 
 def spawn(
-    worker_id: int,
-    slot: int,
-    index: int,
-    channel: int,
-    script: Script,
-    args: list[str],
-    env: Mapping[str, str] | None,
-    settings: Settings,
-    stdio: "WorkerStdio",
+    told: protocol.Start, env: Mapping[str, str] | None, settings: Settings, stdio: "WorkerStdio"
 ) -> tuple[int, int]:
     """Start a fresh interpreter that becomes a worker. Primary only.
 
     Args:
-      index: of its slot in the shared region.
-      channel: the worker's end of the control channel (borrowed).
+      told: what it is to know. Its control channel and the shared region are borrowed.
 
     Returns:
       `(pid, pidfd)`, as `_cluster.fork` does.
@@ -54,15 +45,35 @@ def spawn(
       ClusterError: this process is no interpreter that could be started once more, or it is under gevent.
       OSError: no child is left behind.
     """
-    if not sys.executable:
-        raise ClusterError("start_method 'spawn' needs sys.executable, which is empty: Python is embedded here")
-    if native.is_patched():
-        # gevent's Popen forks in Python, and the hooks there close what is to be inherited.
-        raise ClusterError("start_method 'spawn' cannot be used where gevent has patched subprocess; use 'fork'")
-    import subprocess  # only here: a cluster that forks does not need it, and every worker would carry it
+    stdin, stdout, stderr = stdio.descriptors
+    return start_interpreter(
+        "spawned.py",
+        told,
+        [told.script.path, *told.args],
+        settings,
+        env={**os.environ, **(env or {})},
+        pass_fds=(told.channel, told.region),
+        cwd=settings.cwd,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        user=settings.uid,
+        group=settings.gid,
+        extra_groups=_groups(settings),
+    )
 
+
+def describe(
+    worker_id: int, slot: int, index: int, channel: int, script: Script, args: list[str], settings: Settings
+) -> protocol.Start:
+    """What a worker is to know that is no copy of the primary.
+
+    Args:
+      index: of its slot in the shared region.
+      channel: the worker's end of the control channel.
+    """
     region, version = _cluster.region_to_inherit()
-    told = protocol.Start(
+    return protocol.Start(
         id=worker_id,
         slot=slot,
         index=index,
@@ -74,25 +85,48 @@ def spawn(
         path=sys.path,
         settings={name: value for name, value in vars(settings).items() if name != "stdio"},
     )
-    flags = settings.exec_argv
-    if flags is None:
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    # Ctrl-C must find the worker's handler, not an interpreter that is about to start: spawned.py unblocks it.
+
+
+def start_interpreter(
+    program: str,
+    told: msgspec.Struct,
+    command: list[str],
+    settings: Settings,
+    *,
+    env: Mapping[str, str],
+    **how: Any,
+) -> tuple[int, int]:
+    """Start a fresh interpreter on a file of this package, and tell it in its environment what it is to know.
+
+    Args:
+      command: the worker's script and its arguments, for whoever looks at the processes.
+      how: further arguments of Popen.
+
+    Returns, raises: as `spawn`.
+    """
+    if not sys.executable:
+        raise ClusterError(
+            f"start_method {settings.start_method!r} needs sys.executable, which is empty: Python is embedded here"
+        )
+    if native.is_patched():
+        # gevent's Popen forks in Python, and the hooks there close what is to be inherited.
+        raise ClusterError(
+            f"start_method {settings.start_method!r} cannot be used where gevent has patched subprocess; use 'fork'"
+        )
+    import subprocess  # only here: a cluster that forks does not need it, and every worker would carry it
+
+    # Ctrl-C must find the handler of the new process, not an interpreter that is about to start: it unblocks it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        stdin, stdout, stderr = stdio.descriptors
         process = subprocess.Popen(
-            # The script and its arguments are for whoever looks at the processes.
-            [sys.executable, *flags, _BOOTSTRAP, script.path, *args],
-            env={**os.environ, **(env or {}), VARIABLE: msgspec.json.encode(told).decode()},
-            cwd=settings.cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=(channel, region),
-            user=settings.uid,
-            group=settings.gid,
-            extra_groups=_groups(settings),
+            [
+                sys.executable,
+                *interpreter_flags(settings),
+                os.path.join(os.path.dirname(__file__), program),
+                *command,
+            ],
+            env={**env, VARIABLE: msgspec.json.encode(told).decode()},
+            **how,
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -106,6 +140,16 @@ def spawn(
         raise
 
 
+def interpreter_flags(settings: Settings) -> list[str]:
+    """The flags of an interpreter to be started."""
+    if settings.exec_argv is not None:
+        return list(settings.exec_argv)
+    import subprocess  # see start_interpreter
+
+    flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return flags
+
+
 def flush_standard_streams() -> None:
     """Before a fork: what is buffered here must not be written by the copy once more."""
     for stream in (sys.stdout, sys.stderr):
@@ -116,8 +160,8 @@ def flush_standard_streams() -> None:
 def prepare_copy(env: Mapping[str, str] | None, settings: Settings, stdio: "WorkerStdio") -> None:
     """Make a fresh process of a forked one, before anything of the worker's runs. Main thread."""
     _forget_signal_handlers()
-    _forget_event_loop()
-    _part_with_hub()
+    forget_event_loop()
+    part_with_hub()
     _forget_exit_functions()
     # What the primary has made stays shared with it: the collector must not touch it.
     gc.freeze()
@@ -126,7 +170,7 @@ def prepare_copy(env: Mapping[str, str] | None, settings: Settings, stdio: "Work
         os.environ.update(env)
     if settings.cwd is not None:
         os.chdir(settings.cwd)
-    _drop_rights(settings)
+    drop_rights(settings)
 
 
 def leave_interrupts_to_the_primary() -> None:
@@ -151,8 +195,8 @@ def _forget_signal_handlers() -> None:
     _cluster.restore_signals()
 
 
-def _forget_event_loop() -> None:
-    """Python 3.12 does this itself (gh-66285)."""
+def forget_event_loop() -> None:
+    """Let a copied process have no asyncio loop. Python 3.12 does this itself (gh-66285)."""
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:
         asyncio._set_running_loop(None)
@@ -161,7 +205,7 @@ def _forget_event_loop() -> None:
             policy._local = type(policy._local)()
 
 
-def _part_with_hub() -> None:
+def part_with_hub() -> None:
     """The hub of gevent that was running here has an epoll that the primary's has, too."""
     if gevent := sys.modules.get("gevent"):
         gevent.reinit()
@@ -193,7 +237,12 @@ def _groups(settings: Settings) -> list[int] | None:
     return [] if settings.gid is None else [settings.gid]
 
 
-def _drop_rights(settings: Settings) -> None:
+def drop_rights(settings: Settings) -> None:
+    """Change to the worker's user and group.
+
+    Raises:
+      PermissionError: only root may.
+    """
     groups = _groups(settings)
     if groups is not None:
         os.setgroups(groups)

@@ -11,6 +11,8 @@ if cluster.is_primary:
     tell_events()
     uid = int(sys.argv[2])
     cluster.setup_primary(start_method=sys.argv[1], uid=None if uid < 0 else uid, gid=int(sys.argv[3]))
+    if sys.argv[1] == "forkserver":
+        cluster.setup_primary(preload=["encodings.idna", "programs.facts"])
     cluster.fork()
     cluster.run()
     tell("primary", uid=os.getuid())

@@ -1,0 +1,279 @@
+"""The start method "forkserver", as the primary has it: the template, and what is asked of it.
+
+The template is a fresh interpreter that has imported what workers need (template.py). It is started by the first fork,
+and by the next one after it has died or been discarded. What it is asked for is a clone of itself, which becomes the
+worker. A clone is a child of the primary, not of the template: workers go on when that dies.
+
+    primary                       template                    worker
+       │ fork()                       ·                           ·
+       ├── starts ───────────────────>│ imports settings.preload  ·
+       │<──────────────────── Ready ──┤                           ·
+       ├── Clone, descriptors ───────>│                           ·
+       │                              ├── clone(CLONE_PARENT) ───>│ becomes the worker
+       │<──────────── Cloned, pidfd ──┤                           │
+       │<──────────────────────────────────────── Online ─────────┤
+
+All of it runs in the thread that forks, but for the template's end, which may be dispatched.
+"""
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from . import protocol
+from .errors import ClusterError
+from .loop import Loop
+from .settings import Settings
+from .start import interpreter_flags, start_interpreter
+
+if TYPE_CHECKING:
+    from .stdio import WorkerStdio
+
+# A template that imports for longer hangs: so long does a fork wait for it, at most, and with it the whole primary.
+START_S = 60.0
+# A clone takes a millisecond or two. Whoever does not answer within this time is stopped, or out of its mind.
+CLONE_S = 10.0
+# More than a message of the template's has.
+_MESSAGE_SIZE = 65536
+
+
+@dataclass(eq=False)
+class _Template:
+    """A template that lives.
+
+    Attributes:
+      made_of: what another one would have to be started for.
+    """
+
+    pidfd: int
+    socket: socket.socket
+    made_of: object
+
+
+class _Gone(Exception):
+    """The template has died: another one may do what it was asked for."""
+
+
+class Forkserver:
+    """Starts workers as clones of a template. Owns the template, if there is one."""
+
+    def __init__(self, loop: Loop) -> None:
+        """`loop`: where the template's end is seen."""
+        self._loop = loop
+        self._template: _Template | None = None
+
+    def clone(
+        self, told: protocol.Start, env: Mapping[str, str] | None, settings: Settings, stdio: "WorkerStdio"
+    ) -> tuple[int, int]:
+        """Start a worker.
+
+        Args:
+          told: what it is to know. Its control channel and the shared region are borrowed.
+
+        Returns:
+          `(pid, pidfd)`, as `_cluster.fork` does.
+
+        Raises:
+          ClusterError: there is no template, and none can be started, or it does not answer.
+          OSError: no child is left behind.
+        """
+        try:
+            return self._clone(told, env, settings, stdio)
+        except _Gone:
+            pass  # killed, perhaps since long, in a primary that does not dispatch
+        try:
+            return self._clone(told, env, settings, stdio)
+        except _Gone:
+            raise ClusterError("the template of start_method 'forkserver' has died twice while it was asked") from None
+
+    def _clone(
+        self, told: protocol.Start, env: Mapping[str, str] | None, settings: Settings, stdio: "WorkerStdio"
+    ) -> tuple[int, int]:
+        template = self._template_of(told, settings)
+        environment = {os.fsencode(name): os.fsencode(value) for name, value in {**os.environ, **(env or {})}.items()}
+        directory = _open_directory(settings.cwd)
+        body = -1
+        try:
+            standard = {
+                target: target if given is None else given
+                for target, given in enumerate(stdio.descriptors)
+                if given is not None or _is_open(target)
+            }
+            clone = protocol.Clone(told, environment, list(standard), directory is not None)
+            body = os.memfd_create("pycluster-clone", os.MFD_CLOEXEC)
+            with open(body, "wb", closefd=False) as file:
+                file.write(msgspec.msgpack.encode(clone))
+            descriptors = [body, told.channel, told.region, *standard.values()]
+            if directory is not None:
+                descriptors.append(directory)
+            cloned, pidfd = self._ask(template, descriptors)
+        finally:
+            for fd in (directory, body):
+                if fd is not None and fd >= 0:
+                    os.close(fd)
+        if cloned.error:
+            raise OSError(cloned.error, cloned.reason)
+        if pidfd is None:
+            _kill(cloned.pid)  # its pidfd was sent, and did not fit into our table
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return cloned.pid, pidfd
+
+    def discard(self) -> None:
+        """End the template, if there is one: the next fork starts another. Workers go on. Idempotent."""
+        if self._template is not None:
+            self._end(self._template)
+
+    def abandon(self) -> None:
+        """In a forked child: close the copies of what is open here."""
+        if self._template is not None:
+            self._template.socket.close()
+            os.close(self._template.pidfd)
+            self._template = None
+
+    # The template
+
+    def _template_of(self, told: protocol.Start, settings: Settings) -> _Template:
+        """The template, which is started if there is none that has been made in the same way."""
+        flags, preload = interpreter_flags(settings), list(settings.preload or ())
+        # It keeps the rights that the primary may have given up since.
+        made_of = (flags, preload, os.getresuid(), os.getresgid(), os.getgroups())
+        if self._template is not None and (self._template.made_of != made_of or _has_ended(self._template.pidfd)):
+            self.discard()
+        if self._template is None:
+            self._template = self._start(told, settings, preload, made_of)
+        return self._template
+
+    def _start(self, told: protocol.Start, settings: Settings, preload: list[str], made_of: object) -> _Template:
+        import subprocess  # only here: see start_interpreter
+
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                _, pidfd = start_interpreter(
+                    "template.py",
+                    protocol.Template(theirs.fileno(), sys.path, preload),
+                    [told.script.path, *told.args],
+                    settings,
+                    env=os.environ,
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                )
+            except BaseException:
+                ours.close()
+                raise
+        template = _Template(pidfd, ours, made_of)
+        ours.settimeout(START_S)
+        try:
+            said = ours.recv(_MESSAGE_SIZE)
+        except BaseException as error:
+            self._end(template)
+            if isinstance(error, TimeoutError):
+                raise ClusterError(
+                    f"the template has imported preload {preload!r} for {START_S:g} s, and was killed; preload less"
+                ) from None
+            raise
+        why = msgspec.msgpack.decode(said, type=protocol.Ready).error if said else None
+        if why != "":
+            how = self._end(template)
+            raise ClusterError(f"the template could not start, with preload {preload!r}: {why or how}")
+        ours.settimeout(CLONE_S)
+        self._loop.epoll.register(pidfd, select.EPOLLIN)
+        self._loop.watch(pidfd, lambda _: self._end(template))
+        return template
+
+    def _ask(self, template: _Template, descriptors: list[int]) -> tuple[protocol.Cloned, int | None]:
+        try:
+            socket.send_fds(template.socket, [b"\0"], descriptors, socket.MSG_NOSIGNAL)
+            return _receive(template.socket)
+        except BaseException as error:
+            self._end(template)  # or the next one would get what this one has asked for
+            if isinstance(error, (EOFError, BrokenPipeError, ConnectionResetError)):
+                raise _Gone from error
+            if isinstance(error, TimeoutError):
+                raise ClusterError(
+                    f"the template of start_method 'forkserver' has not answered for {CLONE_S:g} s, and was killed"
+                ) from None
+            raise
+
+    def _end(self, template: _Template) -> str:
+        """Kill it, if it lives, reap it, and close what is open. Returns how it has ended."""
+        if self._template is template:
+            self._template = None
+            self._loop.unwatch(template.pidfd)
+            self._loop.epoll.unregister(template.pidfd)
+        # A primary that was root when it started it may not kill it any more. It ends by itself then.
+        template.socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(template.pidfd, signal.SIGKILL)
+        try:
+            ended = os.waitid(os.P_PIDFD, template.pidfd, os.WEXITED)
+        except ChildProcessError:
+            ended = None  # the user's code has waited for any child and got this one
+        os.close(template.pidfd)
+        _discard_clone(template.socket)
+        template.socket.close()
+        if ended is None:
+            return "it has ended"
+        if ended.si_code == os.CLD_EXITED:
+            return f"it exited with status {ended.si_status}"
+        return f"it was killed by signal {ended.si_status}"
+
+
+def _receive(sock: socket.socket) -> tuple[protocol.Cloned, int | None]:
+    said, descriptors, _, _ = socket.recv_fds(sock, _MESSAGE_SIZE, 1, socket.MSG_CMSG_CLOEXEC)
+    if not said:
+        raise EOFError
+    return msgspec.msgpack.decode(said, type=protocol.Cloned), descriptors[0] if descriptors else None
+
+
+def _discard_clone(sock: socket.socket) -> None:
+    """Kill the worker that a template has made before it died, and that nobody waits for any more, if there is one."""
+    sock.setblocking(False)
+    try:
+        cloned, pidfd = _receive(sock)
+    except (OSError, EOFError):
+        return
+    if pidfd is not None:
+        os.close(pidfd)
+    if cloned.pid:
+        _kill(cloned.pid)
+
+
+def _kill(pid: int) -> None:
+    """Kill a child that is not reaped, and reap it."""
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def _open_directory(path: str | None) -> int | None:
+    """Where a worker is to go; None to let it stay where the template is, which is where the primary was."""
+    try:
+        return os.open("." if path is None else path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        if path is None:
+            return None  # `sudo -u somebody` in root's home: nobody can go there, and one can still be there
+        raise
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _has_ended(pidfd: int) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))
