@@ -1,0 +1,399 @@
+"""Cases of the start method "forkserver": `forkserver_cases.py NAME` tells one fact.
+
+A worker does what DOES in its environment says, the name of a function below, and sends what that returns.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import faulthandler
+import functools
+import mmap
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from programs import preloaded
+from programs.facts import open_descriptors, tell
+from pycluster import ClusterError, Worker, cluster, forkserver, process
+
+Facts = dict[str, Any]
+
+# ---- What a worker does
+
+
+def is_clean() -> Facts:
+    return {
+        "parent": os.getppid(),
+        "mark": sys.__dict__.get("mark"),
+        "threads": len(os.listdir("/proc/self/task")) - len({"main", "control", "lifeline"}),
+        "descriptors": sorted(open_descriptors().values()),
+    }
+
+
+def shows_template() -> Facts:
+    return {"template": preloaded.PID, "optimize": sys.flags.optimize}
+
+
+def shows_surroundings() -> Facts:
+    return {"cwd": os.getcwd(), "env": os.environ.get("LATER"), "path": sys.path[-1], "odd": os.environb.get(b"\xff")}
+
+
+def signals_itself() -> Facts:
+    """By each of the ways that the C library has, some of which know this thread by an id of its own."""
+    heard = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.raise_signal(signal.SIGUSR1)
+    signal.pthread_kill(main, signal.SIGUSR1)
+    other = threading.Thread(target=lambda: signal.pthread_kill(main, signal.SIGUSR1))
+    other.start()
+    other.join()
+    ids = {threading.get_native_id(), kept_thread_id()}
+    return {"heard": len(heard), "ids": ids == {os.getpid()}}
+
+
+def kept_thread_id() -> int:
+    """The id of this thread as the C library has it, by the clock of its time."""
+    library = ctypes.CDLL(None)
+    library.pthread_self.restype = ctypes.c_ulong
+    clock = ctypes.c_int()
+    assert library.pthread_getcpuclockid(ctypes.c_ulong(library.pthread_self()), ctypes.byref(clock)) == 0
+    return ~(clock.value >> 3)  # see clock_getres(2), and the kernel's MAKE_THREAD_CPUCLOCK
+
+
+def runs_children() -> Facts:
+    async def run() -> int:
+        child = await asyncio.create_subprocess_exec("sh", "-c", "exit 5")
+        return await child.wait()
+
+    forked = os.fork()
+    if forked == 0:
+        os._exit(6)
+    return {
+        "asyncio": asyncio.run(run()),
+        "subprocess": subprocess.run(["sh", "-c", "exit 4"], check=False).returncode,
+        "forked": os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]),
+    }
+
+
+def aborts() -> Facts:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.abort()
+
+
+def faults() -> Facts:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable(sys.stdout)
+    faulthandler._sigsegv()  # type: ignore[attr-defined]
+    return {}
+
+
+def dies_with_a_mutex() -> Facts:
+    """A robust one, which passes to another process when its owner dies."""
+    library, mutex = open_mutex()
+    attributes = ctypes.create_string_buffer(64)
+    assert library.pthread_mutexattr_init(attributes) == 0
+    assert library.pthread_mutexattr_setrobust(attributes, 1) == 0
+    assert library.pthread_mutexattr_setpshared(attributes, 1) == 0
+    assert library.pthread_mutex_init(mutex, attributes) == 0
+    assert library.pthread_mutex_lock(mutex) == 0
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def takes_the_mutex() -> Facts:
+    library, mutex = open_mutex()
+    return {"error": library.pthread_mutex_trylock(mutex)}
+
+
+def open_mutex() -> tuple[ctypes.CDLL, Any]:
+    fd = os.open(os.environ["MUTEX"], os.O_RDWR)
+    memory = mmap.mmap(fd, mmap.PAGESIZE)
+    return ctypes.CDLL(None), (ctypes.c_char * 64).from_buffer(memory)
+
+
+def stays() -> Facts:
+    threading.Timer(0.2, process.send, ["alive"]).start()
+    cluster.listen(("127.0.0.1", 0)).accept()
+    return {}
+
+
+# ---- The primary
+
+
+class Life:
+    """What a worker has said, and how it has ended."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.said: list[Any] = []
+        self.end: tuple[int | None, str | None] | None = None
+        worker.on("message", lambda message, handle: self.said.append(message))
+        worker.on("exit", lambda code, signal: setattr(self, "end", (code, signal and signal.name)))
+
+
+def begin(does: Callable[[], Facts], **env: str) -> Life:
+    return Life(cluster.fork({"DOES": does.__name__, **env}))
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 12
+    while not happened():
+        assert time.monotonic() < deadline, "it has not happened"
+        cluster.dispatch(0.1)
+
+
+def let(does: Callable[[], Facts], **env: str) -> Life:
+    """Let a worker do something to its end."""
+    life = begin(does, **env)
+    wait_for(lambda: life.end)
+    return life
+
+
+def result(does: Callable[[], Facts], **env: str) -> Facts:
+    """What a worker sends."""
+    life = let(does, **env)
+    assert life.end == (0, None), life.end
+    said: Facts = life.said[0]
+    return said
+
+
+def template() -> int:
+    pid: int = result(shows_template)["template"]
+    return pid
+
+
+def children() -> list[int]:
+    """The living and the dead."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+            if int(file.read().rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(pid))
+    return sorted(found)
+
+
+def error_of_fork() -> str:
+    try:
+        cluster.fork()
+    except (ClusterError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@contextlib.contextmanager
+def threads_that_work() -> Iterator[None]:
+    """Threads in the primary that are in the midst of something all the time."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            bytes(100_000)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def a_worker_is_clean() -> Facts:
+    sys.__dict__["mark"] = "of the primary"
+    opened, _written = os.pipe()
+    os.set_inheritable(opened, True)
+    with threads_that_work():
+        first = result(is_clean)
+        alike = result(is_clean)
+    name = os.readlink(f"/proc/self/fd/{opened}")
+    return {**first, "primary": os.getpid(), "opened": name in first["descriptors"], "threads too": alike["threads"]}
+
+
+def in_a_running_loop() -> Facts:
+    """The worker has no loop, in whatever the primary forks."""
+
+    async def fork() -> Life:
+        return begin(runs_children)
+
+    life = asyncio.run(fork())
+    wait_for(lambda: life.end)
+    return {"end": life.end, **life.said[0]}
+
+
+def signals() -> Facts:
+    return result(signals_itself)
+
+
+def ends_by_signals() -> Facts:
+    ends = {does.__name__: let(does).end for does in (aborts, faults)}
+    return {**ends, "template": len(children())}
+
+
+def mutexes(path: str) -> Facts:
+    with open(path, "wb") as file:
+        file.truncate(mmap.PAGESIZE)
+    return {"end": let(dies_with_a_mutex, MUTEX=path).end, **result(takes_the_mutex, MUTEX=path)}
+
+
+def one_template() -> Facts:
+    cluster.fork({"DOES": "stays"})
+    templates = {template() for _ in range(3)}
+    return {"templates": len(templates), "children": len(children()), "living": templates <= set(children())}
+
+
+def died(dispatches: str) -> Facts:
+    """The template is killed, in a primary that sees it at once, or not before it forks."""
+    first = template()
+    life = begin(stays)
+    pidfd = os.pidfd_open(first)
+    os.kill(first, signal.SIGKILL)
+    select.select([pidfd], [], [])
+    if dispatches == "yes":
+        wait_for(lambda: first not in children())
+    second = template()
+    wait_for(lambda: life.said)
+    facts = {"another": first != second, "reaped": first not in children(), "worker": life.end}
+    life.worker.kill()
+    return facts
+
+
+def discarded() -> Facts:
+    primary = cluster._as_primary("it")
+    primary.discard_template()  # there is none
+    first = template()
+    life = begin(stays)
+    primary.discard_template()
+    left = children()
+    second = template()
+    wait_for(lambda: life.said)
+    facts = {"another": first != second, "left": left == [life.worker.process.pid], "worker": life.end}
+    life.worker.kill()
+    return facts
+
+
+def other_settings() -> Facts:
+    """What a template is made of cannot be changed; another one is."""
+    seen = [result(shows_template)]
+    cluster.setup_primary(exec_argv=["-O"])
+    seen.append(result(shows_template))
+    cluster.setup_primary(exec_argv=None, preload=["programs.preloaded", "json"])
+    seen.append(result(shows_template))
+    cluster.setup_primary(silent=True, cwd="/")
+    seen.append(result(shows_template))
+    templates = [facts["template"] for facts in seen]
+    return {
+        "templates": [templates.index(pid) for pid in templates],
+        "optimize": [facts["optimize"] for facts in seen],
+        "children": children() == [templates[-1]],
+    }
+
+
+def surroundings(directory: str) -> Facts:
+    """What has changed in the primary since the template was started."""
+    template()
+    os.chdir(directory)
+    os.environ["LATER"] = "changed"
+    os.environb[b"\xff"] = b"\xfe"
+    sys.path.append("/later")
+    seen = [result(shows_surroundings)]
+    cluster.setup_primary(cwd="..")
+    seen.append(result(shows_surroundings, LATER="given"))
+    return {"seen": [{**facts, "odd": facts["odd"] == b"\xfe"} for facts in seen]}
+
+
+def fails(how: str) -> Facts:
+    cluster.counter("it")  # the shared region, which stays
+    before = open_descriptors()
+    os.environ["PRELOADED"] = how
+    error = error_of_fork()
+    facts = {"error": error, "left": len(open_descriptors()) - len(before), "children": children()}
+    del os.environ["PRELOADED"]
+    forkserver.START_S = 10.0
+    return {**facts, "later": template() > 0}
+
+
+def hangs() -> Facts:
+    forkserver.START_S = 0.3
+    return fails("hang")
+
+
+def stopped() -> Facts:
+    """A template that does not answer is given up, and so is what it makes when it wakes up."""
+    forkserver.CLONE_S = 1.0
+    first = template()
+    forkserver.CLONE_S = 10.0
+    before = open_descriptors()
+    os.kill(first, signal.SIGSTOP)
+    error = error_of_fork()
+    left = children()
+    return {"error": error, "left": left, "descriptors": len(open_descriptors()) - len(before), "later": template() > 0}
+
+
+def directories() -> Facts:
+    errors = []
+    for cwd in ("/nowhere", "/dev/null"):
+        cluster.setup_primary(cwd=cwd)
+        errors.append(error_of_fork().partition(":")[0])
+    return {"errors": errors, "children": children()}
+
+
+def no_room() -> Facts:
+    """However many descriptors are left, a fork works, or leaves nothing."""
+    pid = template()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+    errors = set()
+    worked = []
+    for room in range(12):
+        filling = fill_up(room)
+        life = None
+        try:
+            life = begin(shows_template)
+        except OSError as error:
+            errors.add(error.errno)
+            left = fill_up(0)
+            filling += left
+            assert len(left) == room
+        finally:
+            for fd in filling:
+                os.close(fd)
+        if life is None:
+            assert children() == [pid], (room, children(), pid)
+        else:
+            wait_for(functools.partial(getattr, life, "end"))
+            worked.append(room)
+    return {"errors": list(errors), "worked": worked[-1:], "same": template() == pid}
+
+
+def fill_up(room: int) -> list[int]:
+    """Open descriptors until only so many are left."""
+    filling = []
+    with contextlib.suppress(OSError):
+        while True:
+            filling.append(os.dup(0))
+    for _ in range(room):
+        os.close(filling.pop())
+    return filling
+
+
+if cluster.is_worker:
+    done = globals()[os.environ["DOES"]]()
+    if done:
+        process.send(done)
+elif __name__ == "__main__":
+    cluster.setup_primary(start_method="forkserver", preload=["programs.preloaded"])
+    facts = globals()[sys.argv[1]](*sys.argv[2:])
+    cluster._as_primary("it").kill_all()
+    cluster.run()
+    tell("facts", **facts, after=children())
