@@ -284,9 +284,10 @@ cdef uint64_t started_now():
 #     new one (CLONE_CHILD_SETTID) where it was told to clear it when the thread ends, which is where glibc has it.
 #     musl has it elsewhere; that is noticed, and refused.
 #   - The kernel forgets the list of robust mutexes: it is told again, for whoever shares some with other processes.
-#   - What libraries have put into pthread_atfork is not run. Those that have threads (OpenBLAS) stop them before any
-#     fork, so the template forks once in the ordinary way when it has imported all, and they stay stopped. Those that
-#     must not repeat themselves (OpenSSL, libsodium) look at their process id.
+#   - What libraries have put into pthread_atfork is not run. OpenBLAS, with numpy, stops its threads before any fork;
+#     so the template forks once in the ordinary way when it has imported all, and they stay stopped. (Else the first
+#     product of matrices in a worker waits for ever.) OpenSSL, whose random numbers must not be repeated, looks at its
+#     process's id.
 # clone and not clone3, which has nothing more to give here: Docker's default profile of system calls refuses clone3.
 #
 # The lifeline is the one thing in a worker that must work even when Python does not: a thread that needs no GIL waits

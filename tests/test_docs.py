@@ -135,6 +135,11 @@ def run_counters(program: Program, port: int) -> None:
     assert program.lines == ["4000 in all"]
 
 
+def run_preload(program: Program, port: int) -> None:
+    assert ask(port).endswith(b"Hello\n")
+    end(program)
+
+
 def run_service(program: Program, port: int) -> None:
     assert b"Hello from worker" in ask(port)
     request(port, b"GET /crash HTTP/1.0\r\n\r\n")

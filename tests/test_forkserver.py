@@ -116,6 +116,11 @@ def test_a_template_that_cannot_preload_is_a_cluster_error_that_says_why(
     assert ("preloaded.py" in program.finish().stderr) is (how in ("raise", "exit"))
 
 
+def test_a_module_whose_threads_stop_before_a_fork_can_be_preloaded(cluster_program: Programs) -> None:
+    facts = cluster_program("forkserver_cases", "one_template", env={"PRELOADED": "stop"}).wait_for("facts")
+    assert (facts["templates"], facts["children"]) == (1, 2)
+
+
 def test_a_template_that_imports_for_ever_is_killed(case: Case) -> None:
     facts = case("hangs")
     assert facts["error"].startswith("ClusterError: ")

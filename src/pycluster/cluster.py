@@ -164,7 +164,8 @@ class Cluster(Emitter):
 
         Raises:
           NotPrimaryError: in a worker.
-          ClusterError: `max_workers` run already, or there is no script to run (REPL, notebook, `python -c`).
+          ClusterError: `max_workers` run already, there is no script to run (REPL, notebook, `python -c`), or the
+            template of the start method "forkserver" could not be started; its traceback is on stderr.
           OSError: the system has no process, memory or descriptor left; nothing stays behind.
 
         Emits `fork(worker)` in the next dispatch. Source: Node.js `cluster.fork()`.

@@ -28,6 +28,7 @@ def main() -> NoReturn:
     told_as_json = os.environ.pop("PYCLUSTER_WORKER")  # at once: whoever this process starts is no worker
     # Before any other import: this directory, which came first as the directory of the script, is nobody's to search.
     sys.path[:] = json.loads(told_as_json)["path"]
+    sys.argv.pop(0)  # what is left is a worker's, for modules that look at it when they are imported
     import fcntl
     import signal
     import socket

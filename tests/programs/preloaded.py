@@ -16,6 +16,13 @@ match os.environ.get("PRELOADED"):
         os.abort()
     case "thread":
         threading.Thread(target=time.sleep, args=(3600,), name="for ever", daemon=True).start()
+    case "stop":  # it, before any fork, as OpenBLAS does with its threads
+        stop = threading.Event()
+        thread = threading.Thread(target=stop.wait)
+        thread.start()
+        # They are run in the other order.
+        os.register_at_fork(before=thread.join)
+        os.register_at_fork(before=stop.set)
     case "hang":
         os.write(1, b"hangs\n")
         time.sleep(3600)
