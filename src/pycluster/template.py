@@ -54,7 +54,6 @@ def main() -> NoReturn:
         _prepare(told.preload)
     except BaseException as exception:
         sys.excepthook(type(exception), exception, exception.__traceback__)
-        sys.stderr.flush()
         _say(primary, protocol.Ready(f"{type(exception).__name__}: {exception}"[:1000]))
         os._exit(1)
     fcntl.fcntl(primary, fcntl.F_SETFL, flags)
@@ -196,7 +195,6 @@ def _become_worker(descriptors: list[int]) -> NoReturn:
         spawned.become_worker(told)
     except BaseException:
         sys.excepthook(*sys.exc_info())
-        sys.stderr.flush()
         os._exit(1)
 
 
