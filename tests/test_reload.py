@@ -339,6 +339,7 @@ class Service:
     ) -> None:
         self.port = free_port()
         self.count = count
+        self.has_template = settings.get("start_method") == "forkserver"
         self.directory = directory
         self._source = (PROGRAMS / "versioned.py").read_text()
         self.release(0)
@@ -364,7 +365,7 @@ class Service:
 
         def is_done() -> bool:
             now = set(self.program.processes())
-            return now & before == {self.program.pid} and len(now) == self.count + 1
+            return now & before == {self.program.pid} and len(now) == self.count + 1 + self.has_template
 
         assert wait_until(is_done, 30), self.program
 
@@ -383,11 +384,14 @@ def descriptors(program: Program) -> list[str]:
     return sorted(os.readlink(f"{directory}/{fd}").partition(":")[0] for fd in os.listdir(directory))
 
 
-@pytest.mark.parametrize(("method", "count", "reloads"), [("fork", 2, 4), ("fork", 1, 2), ("spawn", 2, 2)])
+@pytest.mark.parametrize(
+    ("method", "count", "reloads"), [("fork", 2, 4), ("fork", 1, 2), ("spawn", 2, 2), ("forkserver", 2, 1)]
+)
 def test_reloads_under_load_fail_no_request_and_run_new_code(
     method: str, count: int, reloads: int, cluster_program: Programs, tmp_path: pathlib.Path
 ) -> None:
-    service = Service(cluster_program, tmp_path, count, start_method=method)
+    preload = ["part"] if method == "forkserver" else None
+    service = Service(cluster_program, tmp_path, count, start_method=method, preload=preload)
     before = descriptors(service.program)
     with Load(service.port, 4) as load:
         for version in range(1, reloads + 1):

@@ -203,7 +203,7 @@ class Cluster(Emitter):
         thread, when the first new worker, a fresh interpreter here, is up, the primary executes itself anew: the same
         process with its listeners and workers runs the script again from the top, and the old workers are disconnected
         as those come up that it forks. Nothing else of the primary is kept: no thread, no open file, no `atexit`
-        function. With "spawn", and with `settings.exec`, the primary stays what it is.
+        function. With "spawn" and "forkserver", and with `settings.exec`, the primary stays what it is.
 
         This only starts it; it goes on in the dispatches that follow. While one runs, one more is queued, for those
         that have been forked by now.

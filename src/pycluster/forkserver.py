@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from . import protocol
+from . import native, protocol
 from .errors import ClusterError
 from .loop import Loop
 from .settings import Settings
@@ -119,7 +119,7 @@ class Forkserver:
         finally:
             for fd in (directory, body):
                 if fd is not None and fd >= 0:
-                    os.close(fd)
+                    native.close(fd)
         if cloned.error:
             raise OSError(cloned.error, cloned.reason)
         if pidfd is None:
@@ -136,7 +136,7 @@ class Forkserver:
         """In a forked child: close the copies of what is open here."""
         if self._template is not None:
             self._template.socket.close()
-            os.close(self._template.pidfd)
+            native.close(self._template.pidfd)
             self._template = None
 
     # The template
@@ -155,7 +155,7 @@ class Forkserver:
     def _start(self, told: protocol.Start, settings: Settings, preload: list[str], made_of: object) -> _Template:
         import subprocess  # only here: see start_interpreter
 
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = native.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 _, pidfd = start_interpreter(
@@ -218,7 +218,7 @@ class Forkserver:
             ended = os.waitid(os.P_PIDFD, template.pidfd, os.WEXITED)
         except ChildProcessError:
             ended = None  # the user's code has waited for any child and got this one
-        os.close(template.pidfd)
+        native.close(template.pidfd)
         _discard_clone(template.socket)
         template.socket.close()
         if ended is None:
@@ -243,7 +243,7 @@ def _discard_clone(sock: socket.socket) -> None:
     except (OSError, EOFError):
         return
     if pidfd is not None:
-        os.close(pidfd)
+        native.close(pidfd)
     if cloned.pid:
         _kill(cloned.pid)
 
@@ -274,6 +274,6 @@ def _is_open(fd: int) -> bool:
 
 
 def _has_ended(pidfd: int) -> bool:
-    poller = select.poll()
+    poller = native.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(0))

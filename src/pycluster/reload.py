@@ -297,6 +297,7 @@ class Reload:
         self._callbacks, self._queued = self._queued, []
         self._timeout_s = self._queued_timeout_s
         self._renewing = self._renews()
+        self._primary.discard_template()  # it has the old code
         # In a new image whose script has failed there are only the inherited ones.
         staying = self._staying() or self._staying_inherited()
         self._olds.extend(worker for worker in staying if worker.id <= self._queued_last_id)

@@ -190,6 +190,7 @@ def _become_worker(descriptors: list[int]) -> NoReturn:
         os.environb.update(clone.env)
         sys.path[:] = told.path
         start.forget_event_loop()
+        start.part_with_hub()
         start.drop_rights(Settings().merged(told.settings))
         _cluster.restore_signals()
         spawned.become_worker(told)
