@@ -1182,8 +1182,9 @@ cdef void leave_probe(Channel *channel) noexcept nogil:
     if channel.broken:
         move(channel, BROKEN)
         return
-    # Nothing lies in it, so nothing is pending, whatever has been written to `consumed` meanwhile.
-    channel.sent = load(&channel.slot.consumed[channel.cell])
+    if pending(channel) > RECEIVE_BATCH:
+        # Nothing lies in it, and no more than a batch can be received and not counted yet: somebody has written there.
+        channel.sent = load(&channel.slot.consumed[channel.cell])
     probe.fd = -1
     error = send_connection(channel.send_fd, &probe)
     if error == 0:
@@ -1418,8 +1419,7 @@ cdef void notice(Channel *channel, uint32_t events) noexcept nogil:
         balancer.watching |= look_after(channel)
         # The numbers may have been written over: what has left the channel is consumed in any case.
         if channel.place == PROBED and is_empty(channel):
-            channel.sent = channel.seen = load(&channel.slot.consumed[channel.cell])
-            move(channel, READY)
+            move(channel, READY)  # the probe has been received, and is perhaps not counted yet
         elif channel.place == BLOCKED and is_empty(channel):
             leave_probe(channel)
     attend(channel.listener)
