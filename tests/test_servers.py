@@ -432,4 +432,4 @@ def test_a_whole_program_may_run_under_gevent(cluster_program: Programs) -> None
     assert ended.returncode == 0
     assert [(fact["code"], fact["asked"]) for fact in ended.facts if fact["event"] == "exit"] == [(0, True)] * 2
     assert program.facts_of("over")
-    assert "use 'fork'" in program.wait_for("refused")["text"]
+    assert all("start_method='fork'" in fact["text"] for fact in program.wait_for_all(2, "refused"))

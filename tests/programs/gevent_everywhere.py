@@ -19,11 +19,12 @@ if cluster.is_primary:
     tell_events()
     ticks = gevent.spawn(time.sleep, 3600)  # the hub of the primary runs, and is inherited
     time.sleep(0)
-    cluster.setup_primary(start_method="spawn")
-    try:
-        cluster.fork()
-    except ClusterError as exception:
-        tell("refused", text=str(exception))
+    for method in ("spawn", "forkserver"):
+        cluster.setup_primary(start_method=method)
+        try:
+            cluster.fork()
+        except ClusterError as exception:
+            tell("refused", text=str(exception))
     cluster.setup_primary(start_method="fork")
 
     @cluster.on("message")
