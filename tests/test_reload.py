@@ -1,5 +1,6 @@
 """Reload: one worker after the other, whatever happens to the old and the new one meanwhile; and SIGHUP and others."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -572,9 +573,10 @@ def flags(program: Program) -> list[tuple[str, str]]:
     """What a primary has open, and how: close-on-exec, say."""
     found = []
     for fd in os.listdir(f"/proc/{program.pid}/fd"):
-        information = pathlib.Path(f"/proc/{program.pid}/fdinfo/{fd}").read_text()
-        kind = os.readlink(f"/proc/{program.pid}/fd/{fd}").partition(":")[0]
-        found.append((kind, information.split("flags:")[1].split()[0]))
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            information = pathlib.Path(f"/proc/{program.pid}/fdinfo/{fd}").read_text()
+            kind = os.readlink(f"/proc/{program.pid}/fd/{fd}").partition(":")[0]
+            found.append((kind, information.split("flags:")[1].split()[0]))
     return sorted(found)
 
 

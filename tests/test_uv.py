@@ -72,7 +72,7 @@ def stop(program: Program) -> None:
 
 
 def test_private_ports_stay_libuvs(cluster_program: Programs) -> None:
-    program = cluster_program("uvloop_cases", "private")
+    program = cluster_program("uvloop_cases", "private", free_port())
     serving = program.wait_for("serving")
     assert serving["kinds"] == ["uvloop.loop"] * 3
     for port in serving["ports"]:

@@ -41,7 +41,7 @@ async def private() -> None:
     loop = asyncio.get_running_loop()
     servers = [await loop.create_server(Answer, HOST, 0), await loop.create_server(Answer, HOST, 0, reuse_port=True)]
     with cluster.exclusive():
-        servers.append(await loop.create_server(Answer, HOST, port_of(servers[0]) + 1))
+        servers.append(await loop.create_server(Answer, HOST, int(sys.argv[2])))
     kinds = [type(server).__module__ for server in servers]
     tell("serving", ports=[port_of(server) for server in servers], kinds=kinds)
     await asyncio.Event().wait()
