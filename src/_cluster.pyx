@@ -983,6 +983,7 @@ cdef struct Channel:
     uint64_t sent             # on the scale of slot.consumed[cell]
     uint64_t seen             # consumed, at the last look
     uint64_t since_ns         # when it last made progress, or got something to make progress with
+    uint64_t runs_ns          # how long after that its worker was still running, at the last look
 
 cdef struct ListenerState:
     Link rings[PLACES]
@@ -1195,6 +1196,7 @@ cdef void leave_probe(Channel *channel) noexcept nogil:
         move(channel, BROKEN)
     else:
         channel.since_ns = balancer.now_ns
+        channel.runs_ns = 0
         move(channel, WAITING)  # no memory: it seems to be ready again with the next tick
 
 
@@ -1243,6 +1245,7 @@ cdef int deliver(Channel *channel, Connection *connection) noexcept nogil:
     close(connection.fd)
     if pending(channel) == 0:
         channel.since_ns = balancer.now_ns
+        channel.runs_ns = 0
     channel.sent += 1
     balancer.watching = True
     balancer.tick_ms = 1
@@ -1331,10 +1334,14 @@ cdef bint is_blocked(Channel *channel) noexcept nogil:
     cdef uint64_t age_ns = balancer.now_ns - channel.since_ns
     if age_ns >= balancer.busy_ns:
         return True
-    if age_ns < balancer.asleep_ns or channel.pid == 0 or balancer.looks == 0:
+    # A look is dear. Who runs, or waits for a processor, is looked at again when twice the time has gone by.
+    if age_ns < max(balancer.asleep_ns, 2 * channel.runs_ns) or channel.pid == 0 or balancer.looks == 0:
         return False
     balancer.looks -= 1
-    return sleeps(channel.pid)
+    if sleeps(channel.pid):
+        return True
+    channel.runs_ns = age_ns
+    return False
 
 
 cdef bint look_after(Channel *channel) noexcept nogil:
@@ -1350,6 +1357,7 @@ cdef bint look_after(Channel *channel) noexcept nogil:
             # What had been received when we looked (see leave_probe), and was not counted yet.
             channel.sent = consumed
         channel.since_ns = balancer.now_ns
+        channel.runs_ns = 0
         balancer.tick_ms = 1
         if channel.place == BLOCKED or channel.place == PROBED:
             move(channel, WAITING)
