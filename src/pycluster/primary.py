@@ -4,7 +4,6 @@ All of it runs in the thread that dispatches (the one in `run()`, `serve()` or `
 where it is called, and `send`, which may be called anywhere. Connections never come through here: see the core.
 """
 
-import errno
 import functools
 import itertools
 import os
@@ -12,8 +11,7 @@ import select
 import signal
 import socket
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +22,9 @@ from .forkserver import Forkserver
 from .handles import Handle
 from .listeners import Listeners, Policy
 from .loop import Loop
+from .member import Member
 from .recycle import Recycler
+from .requests import Requests
 from .respawn import Respawner
 from .script import find_script
 from .settings import Settings
@@ -39,29 +39,8 @@ if TYPE_CHECKING:
     from .channel import Handle as MessageHandle
     from .child import Child
 
-# What a worker waits for an answer to.
-_Request = protocol.Bind | protocol.BindDescriptor | protocol.Listen
-
 # As Python's own waiters report a child that somebody else has waited for (asyncio's child watchers).
 UNKNOWN_STATUS = 255
-
-# A worker that disconnects lets go of its sockets in its own time. Whoever binds to the same port meanwhile waits for
-# so long, looking so often.
-REBIND_S = 1.0
-REBIND_INTERVAL_S = 0.005
-
-Answer = tuple[protocol.Reply, int | None]
-
-
-class Member:
-    """What the primary keeps of one worker, beside the object that the user holds."""
-
-    def __init__(self, worker: Worker, index: int, pidfd: int, channel: Channel) -> None:
-        """`index`: of its slot in the shared region."""
-        self.worker = worker
-        self.index = index
-        self.pidfd = pidfd
-        self.channel = channel
 
 
 class Primary:
@@ -104,6 +83,7 @@ class Primary:
         self._workers: dict[int, Worker] = {}
         self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
         self._listeners = Listeners(self._loop.call_later)
+        self._requests = Requests(self, self._listeners)
         self._forkserver = Forkserver(self._loop)
         self._disconnect_callbacks: list[Callable[[], object]] = []
         self.respawner = Respawner(self)
@@ -236,6 +216,11 @@ class Primary:
             self._loop.watch(member.channel.fileno(), functools.partial(self._on_channel, member))
         self._loop.epoll.register(member.pidfd, select.EPOLLIN)
         self._loop.watch(member.pidfd, lambda _: self._reap(member))
+
+    @property
+    def members(self) -> Iterable[Member]:
+        """All workers that live, inherited ones too."""
+        return self._members.values()
 
     @property
     def inherited(self) -> list[Worker]:
@@ -474,7 +459,7 @@ class Primary:
                 native.close(fd)
             raise
         if isinstance(said, protocol.Bind):
-            self._answer(member, said, lambda: self._bind(member, said, fd))
+            self._requests.bind(member, said, fd)
             return
         if fd is not None:
             native.close(fd)
@@ -485,9 +470,9 @@ class Primary:
             self._note(member)
             self.emit_on(worker, "online")
         elif isinstance(said, protocol.BindDescriptor):
-            self._answer(member, said, lambda: self._bind_descriptor(member, said.fd))
+            self._requests.bind_descriptor(member, said)
         elif isinstance(said, protocol.Listen):
-            self._answer(member, said, lambda: self._listen(member, said))
+            self._requests.listen(member, said)
         elif isinstance(said, protocol.Release):
             self._listeners.release(worker.id, said.key)
             self._tell_change(worker)
@@ -503,75 +488,8 @@ class Primary:
         if event != "error" and not worker._inherited:
             self._emit(event, worker, *args)
 
-    # Listeners
-
-    def _answer(self, member: Member, said: _Request, act: Callable[[], Answer | None]) -> None:
-        key = 0
-        try:
-            answer = act()
-            if answer is None:
-                return  # it will be answered later
-            reply, fd = answer
-            key = reply.key
-            reply.seq = said.seq
-            member.channel.send_control(protocol.encode(reply), fd)
-            return
-        except OSError as exception:
-            reply = protocol.Reply(said.seq, error=exception.errno or errno.EIO, reason=exception.strerror or "")
-        except (TypeError, ValueError, OverflowError) as exception:
-            # Of bind and listen, for what the library in a worker never asks.
-            reply = protocol.Reply(said.seq, error=errno.EINVAL, reason=str(exception))
-        if not isinstance(said, protocol.Listen):
-            self._listeners.release(member.worker.id, key)  # there was no descriptor for the duplicate to be sent
-        member.channel.send_control(protocol.encode(reply))
-
-    def _bind(self, member: Member, said: protocol.Bind, fd: int | None) -> Answer | None:
-        if fd is None:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
-        try:
-            sock = native.Socket(fileno=fd)
-        except OSError:
-            native.close(fd)  # it is no socket
-            raise
-        return self._bind_socket(member, said, sock, time.monotonic() + REBIND_S)
-
-    def _bind_socket(self, member: Member, said: protocol.Bind, sock: socket.socket, deadline: float) -> Answer | None:
-        if _is_leaving(member):
-            sock.close()
-            return protocol.Reply(0, address=said.address, quiet=True), None
-        try:
-            handle = self._listeners.bind(member.worker.id, said, sock, self.policy)
-        except BaseException as exception:
-            if _is_in_use(exception) and time.monotonic() < deadline and any(map(_is_leaving, self._members.values())):
-                self._loop.call_later(
-                    REBIND_INTERVAL_S,
-                    lambda: self._answer(member, said, lambda: self._bind_socket(member, said, sock, deadline)),
-                )
-                return None
-            sock.close()
-            raise
-        reply = protocol.Reply(0, key=handle.key)
-        if not isinstance(said.address, bytes):  # which the worker knows better, by the path as it was given
-            reply.address = handle.sock.getsockname()
-        if said.kind != socket.SOCK_DGRAM:
-            return reply, None
-        self._note_listening(member, handle)
-        return reply, handle.sock.fileno()
-
-    def _bind_descriptor(self, member: Member, fd: int) -> tuple[protocol.Reply, int | None]:
-        if member.worker.state == "disconnecting":
-            return protocol.Reply(0, quiet=True), None
-        handle = self._listeners.bind_descriptor(member.worker.id, fd, self.policy)
-        return protocol.Reply(0, key=handle.key), handle.sock.fileno()
-
-    def _listen(self, member: Member, said: protocol.Listen) -> Answer:
-        if member.worker.state == "disconnecting":
-            return protocol.Reply(0, quiet=True), None
-        handle, ticket = self._listeners.listen(member.worker.id, member.index, said, self.settings.max_pending)
-        self._note_listening(member, handle)
-        return protocol.Reply(0, key=handle.key, cell=ticket.cell), ticket.fd
-
-    def _note_listening(self, member: Member, handle: Handle) -> None:
+    def note_listening(self, member: Member, handle: Handle) -> None:
+        """A worker listens on one more address."""
         member.worker._step("listening")
         self._note(member)
         self.respawner.came_up(member.worker)
@@ -631,14 +549,6 @@ class Primary:
         self._watcher.ended(worker)
         self._tell_change(worker)
         self.emit_on(worker, "exit", process.exitcode, process.signal)
-
-
-def _is_leaving(member: Member) -> bool:
-    return member.worker.state in LEAVING
-
-
-def _is_in_use(exception: BaseException) -> bool:
-    return isinstance(exception, OSError) and exception.errno == errno.EADDRINUSE
 
 
 def _send_signal(pidfd: int, number: int) -> None:

@@ -33,7 +33,8 @@ from .child import exit_status, users_part
 from .errors import ReloadError
 from .handles import DatagramHandle, Handle, RoundRobinHandle, SharedHandle
 from .listeners import Listeners
-from .primary import Member, Primary
+from .member import Member
+from .primary import Primary
 from .script import Script, remember_main
 from .settings import Settings
 from .socketfile import SocketFile

@@ -18,7 +18,9 @@ import time
 from programs.facts import open_descriptors, tell
 from pycluster import Worker, _cluster, cluster, protocol
 from pycluster.channel import Channel
-from pycluster.primary import REBIND_S, Member, Primary
+from pycluster.member import Member
+from pycluster.primary import Primary
+from pycluster.requests import REBIND_S
 
 SENT = [socket.AF_INET, socket.AF_UNIX]
 ABSTRACT = b"\0pycluster-hostile"

@@ -1,0 +1,15 @@
+"""What the primary keeps of one worker."""
+
+from .channel import Channel
+from .worker import Worker
+
+
+class Member:
+    """What the primary keeps of one worker, beside the object that the user holds."""
+
+    def __init__(self, worker: Worker, index: int, pidfd: int, channel: Channel) -> None:
+        """`index`: of its slot in the shared region."""
+        self.worker = worker
+        self.index = index
+        self.pidfd = pidfd
+        self.channel = channel
