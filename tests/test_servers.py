@@ -38,7 +38,7 @@ class Server(NamedTuple):
 SERVERS = {
     "http_server": Server(keeps_alive=False),
     "threading_http_server": Server(),
-    "socketserver": Server(keeps_alive=False, tls=False),
+    "socketserver": Server(keeps_alive=False),
     "asyncio": Server(keeps_alive=False),
     "uvicorn_on_asyncio": Server("uvicorn"),
     "uvicorn_on_uvloop": Server("uvloop"),
@@ -50,7 +50,7 @@ SERVERS = {
     "cheroot": Server("cheroot"),
     "gevent": Server("gevent"),
     "trio": Server("trio", keeps_alive=False),
-    "twisted": Server("twisted", tls=False),
+    "twisted": Server("twisted"),
 }
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from ..child import Child
 
+# A TLS connection that is closed waits for the peer to say so too, for ever. When the worker ends, so long.
+GOODBYE_S = 0.2
+
 
 def stop_reactor(module: ModuleType, child: Child) -> None:
     """Replace a method of `ReactorBase`."""
@@ -36,12 +39,12 @@ def close_idle(module: ModuleType, child: Child) -> None:
         plain_request_done(self, request)
         served.add(self)
         if child.quiet.is_set() and not self.requests:
-            self.loseConnection()
+            _close(self)
 
     def end() -> None:
         for channel in list(served):
             if not channel.requests and channel.transport is not None:
-                channel.loseConnection()
+                _close(channel)
 
     def tell() -> None:
         from twisted.internet import reactor
@@ -51,3 +54,24 @@ def close_idle(module: ModuleType, child: Child) -> None:
     channel_class.checkPersistence = check_persistence
     channel_class.requestDone = request_done
     child.when_quiet(tell)
+
+
+def _close(channel: Any) -> None:
+    from twisted.internet import reactor
+
+    channel.loseConnection()
+    if channel.isSecure():
+        reactor.callLater(GOODBYE_S, _abort, channel.transport)
+
+
+def _abort(transport: Any) -> None:
+    """Wait no more for the peer, unless it has not been told everything yet."""
+    from twisted.internet import reactor
+
+    connection = getattr(transport, "transport", None)
+    if connection is None or connection.disconnected:
+        return
+    if connection.dataBuffer or connection._tempDataBuffer:
+        reactor.callLater(GOODBYE_S, _abort, transport)
+    else:
+        transport.abortConnection()

@@ -1,6 +1,7 @@
-"""socketserver with a thread per connection. Arguments: port."""
+"""socketserver with a thread per connection. Arguments: port, and a certificate and its key for TLS."""
 
 import socketserver
+import ssl
 import sys
 
 from programs.served.apps import HOST, own_id
@@ -17,4 +18,9 @@ class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
 
-Server((HOST, int(sys.argv[1])), Handler).serve_forever()
+server = Server((HOST, int(sys.argv[1])), Handler)
+if len(sys.argv) > 2:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*sys.argv[2:4])
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()

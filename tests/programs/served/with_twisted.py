@@ -1,4 +1,4 @@
-"""twisted.web. Arguments: port."""
+"""twisted.web. Arguments: port, and a certificate and its key for TLS."""
 
 import sys
 
@@ -16,5 +16,11 @@ class Answer(Resource):  # type: ignore[misc]
         return own_id()
 
 
-reactor.listenTCP(int(sys.argv[1]), Site(Answer()), interface=HOST)
+if len(sys.argv) > 2:
+    from twisted.internet.ssl import DefaultOpenSSLContextFactory
+
+    context = DefaultOpenSSLContextFactory(sys.argv[3], sys.argv[2])
+    reactor.listenSSL(int(sys.argv[1]), Site(Answer()), context, interface=HOST)
+else:
+    reactor.listenTCP(int(sys.argv[1]), Site(Answer()), interface=HOST)
 reactor.run()
