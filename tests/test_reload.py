@@ -287,24 +287,30 @@ class Load:
     """Threads that make a connection per request, one after the other, and note what answers: version, part, worker."""
 
     def __init__(self, port: int, threads: int) -> None:
-        self.answers: list[tuple[int, int, int]] = []
         self.failures: list[str] = []
+        self._looks = 0
+        self._seen: list[tuple[int, tuple[int, int]]] = []  # after how many looks it was asked for, and the versions
         self._port = port
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
 
     def _ask(self) -> None:
         while not self._stop.is_set():
+            looks = self._looks
             try:
-                self.answers.append(ask(self._port))
+                self._seen.append((looks, ask(self._port)[:2]))
             except (OSError, AssertionError) as failure:
                 self.failures.append(repr(failure))
 
     def versions(self) -> set[tuple[int, int]]:
-        """The versions that answer from now on."""
-        already = len(self.answers) + len(self._threads)  # those may have asked before
-        assert wait_until(lambda: len(self.answers) > already + 8 or self.failures)
-        return {answer[:2] for answer in self.answers[already:]}
+        """The versions that answer what is asked from now on."""
+        self._looks += 1
+
+        def seen() -> list[tuple[int, int]]:
+            return [versions for looks, versions in list(self._seen) if looks == self._looks]
+
+        assert wait_until(lambda: len(seen()) > 8 or self.failures)
+        return set(seen())
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
