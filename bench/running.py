@@ -85,17 +85,17 @@ def cpu_seconds(pid: int) -> float:
         return 0.0
 
 
-def _living(session: int) -> list[int]:
-    """The processes of a session, without those that are dead and only wait to be reaped."""
+def _living(group: int) -> list[int]:
+    """The processes of a process group, without those that are dead and only wait to be reaped."""
     pids = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
                 # The name of the program, in parentheses, may hold anything.
-                state, _, _, its_session, *_ = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+                state, _, its_group, *_ = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if int(its_session) == session and state != "Z":
+            if int(its_group) == group and state != "Z":
                 pids.append(int(entry))
     return pids
 
@@ -110,8 +110,10 @@ def running(name: str, port: int, command: Command) -> Iterator[Running]:
     environment = dict(os.environ)
     environment.pop("PYCLUSTER_SCHED_POLICY", None)
     environment.pop("NODE_CLUSTER_SCHED_POLICY", None)
-    # A session of its own: Ctrl-C comes to this program only, which then ends the server; and all of the
-    # server's processes are one group, so that none can be missed.
+    # A process group of its own: Ctrl-C comes to this program only, which then ends the server; and none of the server's
+    # processes can be missed. No session of its own: the kernel gives each session an equal part of the processors
+    # (sched(7), autogroup), so that a server's many processes together would get no more than the one client does, and
+    # what a server has waited for that would be measured instead of what it can do.
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             command.words,
@@ -119,7 +121,7 @@ def running(name: str, port: int, command: Command) -> Iterator[Running]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=said,
-            start_new_session=True,
+            process_group=0,
         )
         problem = "did not get ready"
         try:
@@ -155,10 +157,10 @@ def _end(process: subprocess.Popen[bytes], may_fail: bool) -> str:
     return problem
 
 
-def _is_gone_within(session: int, seconds: float) -> bool:
-    """Whether no process of the session is left, soon."""
+def _is_gone_within(group: int, seconds: float) -> bool:
+    """Whether no process of the group is left, soon."""
     end = time.monotonic() + seconds
-    while _living(session):
+    while _living(group):
         if time.monotonic() > end:
             return False
         time.sleep(PAUSE_S)

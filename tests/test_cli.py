@@ -1,5 +1,6 @@
 """The command `pycluster`: `run`, `serve`, what it says, and its exit statuses."""
 
+import contextlib
 import functools
 import http.client
 import importlib.util
@@ -57,8 +58,9 @@ def logged(program: Program, event: str, **fields: object) -> list[Fact]:
     """What `--json-logs` has said by now; on a terminal that is among the facts."""
     facts = program.facts
     for line in program.stderr.splitlines():
-        if line.startswith("{") and line.endswith("}"):
-            facts.append(json.loads(line))
+        _, begin, rest = line.partition('{"time"')  # a worker's traceback may stand before it, and have no end yet
+        with contextlib.suppress(ValueError):
+            facts.append(json.loads(begin + rest))
     return [fact for fact in facts if fact["event"] == event and fields.items() <= fact.items()]
 
 
