@@ -5,7 +5,7 @@ the first byte, processor time of the primary and of the workers, and how even t
 
     python bench/balance.py --workers 2,8 --engine uvloop --variants shared,rr --rounds 9 --seconds 2
     python bench/balance.py --protocol http --arrivals open --mix mixed --engine blocking
-    python bench/balance.py --full --json build/bench/results.json --docs docs/bench      (make bench)
+    python bench/balance.py --full --json build/bench/results.json --docs docs/bench --readme README.md
     python bench/balance.py --full --quick
 
 Peers that are not installed are skipped by name. Run it twice, and with the variant shared2, before believing a small
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from plan import FULL, FULL_SECONDS, Suite, quick
 from results import Traffic
 from variants import VARIANTS, chosen
 from work import Protocol
+
+README_WORKERS = (2, 8)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, default=1, help="of the client, where cores are to spare")
     options.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     options.add_argument("--docs", type=Path, metavar="DIRECTORY", help="write results.md and the plots")
+    options.add_argument("--readme", type=Path, metavar="FILE", help="show some of that there, between its two marks")
     return options
 
 
@@ -99,14 +103,25 @@ def main() -> int:
         options.error(str(exception))
     if given.docs is not None and importlib.util.find_spec("matplotlib") is None:
         options.error("--docs needs matplotlib: pip install 'pycluster[bench]'")
+    if given.readme is not None:
+        if given.docs is None:
+            options.error("--readme needs --docs, which has the pictures")
+        try:
+            report.replaced(given.readme.read_text(), "")
+        except (OSError, ValueError) as exception:
+            options.error(f"--readme {given.readme}: {exception}")
     seconds = given.seconds or (0.4 if given.quick else FULL_SECONDS if given.full else 1.0)
 
     results = compare(suites, Settings(seconds, given.clients, given.size, given.threads, given.rate), given.json)
     if given.docs is not None and results.cells:
         import plot
 
-        pictures = plot.draw(results, given.docs)
-        (given.docs / "results.md").write_text(report.markdown(results, [picture.name for picture in pictures]))
+        pictures = [picture.name for picture in plot.draw(results, given.docs)]
+        (given.docs / "results.md").write_text(report.markdown(results, pictures))
+        if given.readme is not None:
+            directory = os.path.relpath(given.docs, given.readme.parent)
+            part = report.excerpt(results, pictures, directory, README_WORKERS)
+            given.readme.write_text(report.replaced(given.readme.read_text(), part))
     return 1 if results.failed else 0
 
 

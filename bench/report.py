@@ -19,6 +19,7 @@ ENGINES = {
     "blocking": "blocking accept loop",
     "app": "HTTP servers with one small app",
 }
+BEGIN, END = "<!-- written by make bench -->", "<!-- end -->"
 COLUMNS = (
     "workers",
     "variant",
@@ -66,7 +67,6 @@ def rows(block: Sequence[Cell]) -> Iterator[list[str]]:
     for cell in block:
         first = next(other for other in block if other.workers == cell.workers)
         shares = cell.shares
-        ratio = shares[-1] / shares[0] if shares[0] else float("inf")
         yield [
             str(cell.workers),
             cell.variant + (f" at {cell.offered:.0f}/s" if cell.offered else ""),
@@ -77,7 +77,7 @@ def rows(block: Sequence[Cell]) -> Iterator[list[str]]:
             f"{cell.cpu('workers'):.4f}",
             f"{shares[-1]:.2%}",
             f"{shares[0]:.2%}",
-            f"{ratio:.3f}",
+            f"{_unevenness(cell):.3f}",
             f"{figures.jain(shares):.4f}",
             f"{figures.variation(shares):.4f}",
             str(sum(r.failed for r in cell.rounds)),
@@ -85,20 +85,26 @@ def rows(block: Sequence[Cell]) -> Iterator[list[str]]:
 
 
 def in_short(results: Results) -> Iterator[list[str]]:
-    """Round robin against each other way, echo at full load: engine, workers, then ratios."""
+    """Round robin against each other way, echo at full load: the lines of a table, in the order of IN_SHORT."""
     for engine in ("asyncio", "uvloop", "blocking"):
         for workers in sorted({cell.workers for cell in results.cells}):
-            mine = results.find("echo", engine, Traffic(), workers, "rr")
-            shared = results.find("echo", engine, Traffic(), workers, "shared")
-            if mine is None or shared is None:
-                continue
-            line = [engine, str(workers), f"{mine.rate:.0f}"]
-            for name in ("shared", "reuseport", "Node.js rr", "C handoff"):
-                other = results.find("echo", engine, Traffic(), workers, name)
-                line.append(figures.spread(mine.ratios(other)) if other is not None else "")
-            for cell in (mine, shared):
-                line.append(f"{cell.shares[-1]:.1%} / {cell.shares[0]:.1%}")
-            yield line
+            cells = {
+                name: results.find("echo", engine, Traffic(), workers, name)
+                for name in ("rr", "shared", "reuseport", "Node.js rr", "C handoff")
+            }
+            mine, shared, limit = cells.pop("rr"), cells["shared"], cells["C handoff"]
+            if mine is not None:
+                primary = mine.cpu("primary")
+                yield [
+                    engine,
+                    str(workers),
+                    f"{mine.rate:.0f}",
+                    *("" if other is None else figures.spread(mine.ratios(other)) for other in cells.values()),
+                    f"{primary * 1000:.1f}",
+                    "" if limit is None else f"{primary / limit.cpu('primary'):.2f}",
+                    f"{_unevenness(mine):.3f}",
+                    "" if shared is None else f"{_unevenness(shared):.3f}",
+                ]
 
 
 IN_SHORT = (
@@ -109,9 +115,46 @@ IN_SHORT = (
     "÷ reuseport",
     "÷ Node.js rr",
     "÷ C handoff",
-    "shares, rr",
-    "shares, shared",
+    "primary, µs CPU each",
+    "÷ C handoff's",
+    "largest ÷ smallest share, rr",
+    "shared",
 )
+
+
+def servers_in_short(results: Results) -> Iterator[list[str]]:
+    """`pycluster serve` against `uvicorn --workers`: the lines of a table, in the order of SERVERS_IN_SHORT."""
+    for kind in ("fresh", "kept"):
+        for workers in sorted({cell.workers for cell in results.cells}):
+            traffic = Traffic(connections=kind)
+            mine = results.find("http", "app", traffic, workers, "pycluster serve")
+            other = results.find("http", "app", traffic, workers, "uvicorn --workers")
+            if mine is not None and other is not None:
+                yield [
+                    "one per request" if kind == "fresh" else "kept open",
+                    str(workers),
+                    f"{mine.rate:.0f}",
+                    f"{other.rate:.0f}",
+                    figures.spread(mine.ratios(other)),
+                    f"{_unevenness(mine):.3f}",
+                    f"{_unevenness(other):.3f}",
+                ]
+
+
+SERVERS_IN_SHORT = (
+    "connections",
+    "workers",
+    "pycluster serve, requests/s",
+    "uvicorn --workers",
+    "ratio",
+    "largest ÷ smallest share, pycluster",
+    "uvicorn",
+)
+
+
+def _unevenness(cell: Cell) -> float:
+    shares = cell.shares
+    return shares[-1] / shares[0] if shares[0] else float("inf")
 
 
 def notes(results: Results) -> Iterator[str]:
@@ -148,15 +191,23 @@ def show(results: Results) -> None:
             before = cell.workers
             table.add_row(*row, style="bold" if cell.variant in ("rr", "pycluster serve") else None)
         console.print(table)
-    if short := list(in_short(results)):
-        table = Table(title="In short: round robin, echo, closed loop", title_justify="left", title_style="bold")
-        for column in IN_SHORT:
+    for heading, columns, lines in _short_tables(results):
+        table = Table(title=heading, title_justify="left", title_style="bold")
+        for column in columns:
             table.add_column(column, justify="right")
-        for row in short:
+        for row in lines:
             table.add_row(*row)
         console.print(table)
     for note in notes(results):
         console.print(note)
+
+
+def _short_tables(results: Results) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
+    """Those that have a line: heading, columns, lines."""
+    if lines := list(in_short(results)):
+        yield "Round robin in short: echo, closed loop, one connection per request", IN_SHORT, lines
+    if lines := list(servers_in_short(results)):
+        yield "HTTP servers in short: one small ASGI app, closed loop", SERVERS_IN_SHORT, lines
 
 
 def markdown(results: Results, pictures: Sequence[str]) -> str:
@@ -165,9 +216,8 @@ def markdown(results: Results, pictures: Sequence[str]) -> str:
     lines += [f"- {name}: {value}" for name, value in results.machine.items()]
     lines += [f"- {results.settings}", ""]
     lines += [f"![{name}]({name})\n" for name in pictures]
-    if short := list(in_short(results)):
-        lines += ["", "## Round robin in short", "", "Echo, closed loop, one connection per request.", ""]
-        lines += _markdown_table(IN_SHORT, short)
+    for heading, columns, body in _short_tables(results):
+        lines += ["", f"## {heading}", "", *_markdown_table(columns, body)]
     lines += ["", "## How to read the tables", "", EXPLAINED, ""]
     lines += [f"- {note}" for note in notes(results)]
     for block in results.blocks():
@@ -175,6 +225,37 @@ def markdown(results: Results, pictures: Sequence[str]) -> str:
         lines += ["", f"## {heading[0].upper()}{heading[1:]}", ""]
         lines += _markdown_table(COLUMNS, list(rows(block)))
     return "\n".join(lines) + "\n"
+
+
+def excerpt(results: Results, pictures: Sequence[str], directory: str, workers: Sequence[int]) -> str:
+    """What README shows of the document: a picture, the short tables for some numbers of workers, a picture.
+
+    Args:
+      directory: where the document and its pictures are, seen from README.
+    """
+    machine = "; ".join(f"{name} {value}" for name, value in results.machine.items() if not name.startswith("load"))
+    shown = [f"![{name}]({directory}/{name})\n" for name in pictures if name in ("shares.svg", "throughput.svg")]
+    lines = [
+        *shown[:1],
+        f"Measured by `make bench` ([all of it]({directory}/results.md)): {machine}. {results.settings}.",
+    ]
+    for heading, columns, body in _short_tables(results):
+        kept = [row for row in body if int(row[1]) in workers]
+        lines += ["", f"{heading}:", "", *_markdown_table(columns, kept)]
+    return "\n".join([*lines, "", *shown[1:]])
+
+
+def replaced(document: str, part: str) -> str:
+    """The document with another part between the two marks.
+
+    Raises:
+      ValueError: it has no such marks.
+    """
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"there is no {BEGIN} followed by {END}")
+    return f"{before}{begin}\n{part}\n{end}{after}"
 
 
 def _markdown_table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:

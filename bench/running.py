@@ -110,7 +110,7 @@ def running(name: str, port: int, command: Command) -> Iterator[Running]:
     environment = dict(os.environ)
     environment.pop("PYCLUSTER_SCHED_POLICY", None)
     environment.pop("NODE_CLUSTER_SCHED_POLICY", None)
-    # A process group of its own: Ctrl-C comes to this program only, which then ends the server; and none of the server's
+    # A process group of its own: Ctrl-C comes to this program only, which then ends the server; and none of its
     # processes can be missed. No session of its own: the kernel gives each session an equal part of the processors
     # (sched(7), autogroup), so that a server's many processes together would get no more than the one client does, and
     # what a server has waited for that would be measured instead of what it can do.

@@ -1,6 +1,7 @@
 """The benchmarks still run, each with rounds that are far too short to mean anything, and compute what they say."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "bench"))
 import figures
 import loadgen
+import report
 import results
 import variants
 from running import BENCH, free_ports, running
@@ -66,7 +68,10 @@ def test_a_ratio_is_taken_within_a_round() -> None:
 
 def test_the_ways_to_share_a_port_are_compared_and_drawn(tmp_path: pathlib.Path) -> None:
     options = ["--engine", "blocking", "--variants", "shared,reuseport,rr", "--workers", 2, "--rounds", 1]
-    said = run("balance.py", *options, "--seconds", 0.05, "--json", tmp_path / "all.json", "--docs", tmp_path / "docs")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    written = ["--json", tmp_path / "all.json", "--docs", tmp_path / "docs", "--readme", readme]
+    said = run("balance.py", *options, "--seconds", 0.05, *written)
     assert "echo, blocking accept loop, closed loop" in said
     found = results.read(tmp_path / "all.json")
     assert [cell.variant for cell in found.cells] == ["shared", "reuseport", "rr"]
@@ -78,7 +83,13 @@ def test_the_ways_to_share_a_port_are_compared_and_drawn(tmp_path: pathlib.Path)
     document = (tmp_path / "docs" / "results.md").read_text()
     for picture in ("shares.svg", "throughput.svg"):
         assert f"]({picture})" in document
+        assert f"](docs/{picture})" in readme.read_text()
         assert (tmp_path / "docs" / picture).read_text().count("<path") > 10
+    assert re.match(rf"before\n{report.BEGIN}\n.*\n{report.END}\nafter\n$", readme.read_text(), re.DOTALL)
+    assert "old" not in readme.read_text()
+    figures_in_readme = [line for line in readme.read_text().splitlines() if line.startswith("| blocking")]
+    assert figures_in_readme
+    assert set(figures_in_readme) <= set(document.splitlines())
 
 
 def test_an_open_loop_counts_from_the_scheduled_time() -> None:

@@ -17,3 +17,17 @@ def test_every_file_that_readme_names_is_there() -> None:
     named = re.findall(r"`((?:src|tests|bench|examples)/[\w./]*)`", readme)
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_figures_of_readme_are_those_of_the_documents() -> None:
+    """`make bench` writes both."""
+    measured = (
+        (ROOT / "README.md").read_text().partition("<!-- written by make bench -->")[2].partition("<!-- end -->")[0]
+    )
+    rows = [line for line in measured.splitlines() if line.startswith("|")]
+    assert rows
+    document = (ROOT / "docs" / "bench" / "results.md").read_text()
+    assert set(rows) <= set(document.splitlines())
+    pictures = re.findall(r"\]\(([\w/]+\.svg)\)", measured)
+    assert pictures
+    assert [name for name in pictures if not (ROOT / name).exists()] == []
