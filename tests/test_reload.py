@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -26,7 +26,7 @@ from harness import (
     wait_until,
 )
 from puppets import Puppets, Start
-from pycluster.reload import MACHINE
+from pycluster import reload, replacement
 
 GET = b"GET / HTTP/1.0\r\n\r\n"
 SOON_S = 0.3
@@ -275,9 +275,24 @@ def test_reload_is_the_primarys(start: Start) -> None:
 
 
 def test_every_state_of_a_reload_is_reached_and_left() -> None:
-    states = {state for state, _ in MACHINE}
-    assert states == set(MACHINE.values())
-    assert all(any(before != state for (before, _), after in MACHINE.items() if after == state) for state in states)
+    machine = reload.MACHINE
+    states = {state for state, _ in machine}
+    assert states == set(machine.values())
+    assert all(any(before != state for (before, _), after in machine.items() if after == state) for state in states)
+
+
+def test_a_replacement_ends_in_whatever_state_and_asks_one_of_the_two_to_end_at_most_once() -> None:
+    def follow(state: str, asked: tuple[str, ...]) -> None:
+        assert len(set(asked)) == len(asked) <= 1
+        reached.add(state)
+        following = [after for (before, _), after in replacement.MACHINE.items() if before == state]
+        for after, leaver in following:
+            follow(after, (*asked, leaver) if leaver else asked)
+
+    reached: set[str] = set()
+    follow("starting", ())
+    assert reached == set(get_args(replacement.State))
+    assert {event for _, event in replacement.MACHINE} == set(get_args(replacement.Event))
 
 
 # ---- Signals, and new code
