@@ -603,7 +603,16 @@ def flags(program: Program) -> list[tuple[str, str]]:
 
 def test_old_and_new_workers_need_room_beside_each_other(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
     service = Service(cluster_program, tmp_path, 2, max_workers=4)
-    service.fails_to_reload("settings.max_workers is 4; set it to twice as many")
+    service.fails_to_reload("no room for 2 new workers beside the 3 that run: settings.max_workers is 4; set it to 5")
+    assert ask(service.port)[:2] == (0, 0)
+    service.end()
+
+
+def test_old_and_new_workers_need_no_more_room_than_is_said(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
+    service = Service(cluster_program, tmp_path, 2, max_workers=5)
+    service.release(1)
+    service.reload()
+    assert ask(service.port)[:2] == (1, 1)
     service.end()
 
 

@@ -146,12 +146,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
     """
     import subprocess  # only here: every worker would carry it
 
-    settings = primary.settings
-    if 2 * len(primary._members) > settings.max_workers:
-        raise ReloadError(
-            f"there is no room for old and new workers beside each other: settings.max_workers is "
-            f"{settings.max_workers}; set it to twice as many as there are, before the first fork"
-        )
+    _need_room(primary)
     flush_standard_streams()
     opened: list[int] = []
     directory = None
@@ -188,6 +183,21 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
             native.close(fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     raise AssertionError("unreachable")
+
+
+def _need_room(primary: Primary) -> None:
+    """The new image's script starts as many workers as serve now, or are about to, before any of the old ones leaves.
+
+    The worker that has shown that the new code comes up is one of the old ones, most often one too many.
+    """
+    staying = {member.worker.slot for member in primary.members if member.worker.state not in LEAVING}
+    olds, news = len(primary._members), len(staying | primary.respawner.slots)
+    limit = primary.settings.max_workers
+    if olds + news > limit:
+        raise ReloadError(
+            f"there is no room for {news} new workers beside the {olds} that run: settings.max_workers is {limit}; set "
+            f"it to {olds + news} or more before the first fork"
+        )
 
 
 def _write_down(primary: Primary, script: Script, timeout_s: float) -> Handed:
