@@ -17,6 +17,7 @@ import pytest
 from harness import (
     PATIENCE_S,
     PROGRAMS,
+    TESTS,
     Program,
     Programs,
     connect_to,
@@ -613,6 +614,25 @@ def test_old_and_new_workers_need_no_more_room_than_is_said(cluster_program: Pro
     service.release(1)
     service.reload()
     assert ask(service.port)[:2] == (1, 1)
+    service.end()
+
+
+def test_a_new_image_may_run_under_gevent_from_its_first_moment_on(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    pytest.importorskip("gevent")
+    site = tmp_path / "site"
+    site.mkdir()
+    service = Service(cluster_program, tmp_path, 2, env={"PYTHONPATH": f"{site}:{TESTS}"})
+    before = descriptors(service.program)
+    with Load(service.port, 2) as load:
+        (site / "sitecustomize.py").write_text("from gevent import monkey\n\nmonkey.patch_all()\n")
+        service.release(1)
+        service.reload()
+        assert load.versions() == {(1, 1)}
+    assert load.failures == []
+    assert wait_until(lambda: descriptors(service.program) == before), "what it adopts needs no hub"
+    service.fails_to_reload("gevent has patched subprocess")
     service.end()
 
 

@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -402,9 +401,9 @@ def _adopt_worker(handed: HandedWorker, primary: Primary) -> None:
         for fd, mode in zip(handed.pipes, modes, strict=True)
     )
     if handed.channel >= 0:
-        sock = socket.socket(fileno=handed.channel)
+        sock = native.Socket(fileno=handed.channel)
     else:
-        sock, peer = socket.socketpair()
+        sock, peer = native.socketpair()
         peer.close()
     channel = Channel(
         sock,
@@ -437,7 +436,7 @@ def _drain(pipe: IO[bytes], primary: Primary) -> None:
 
 def _adopt_handle(handed: HandedHandle, listeners: Listeners, indices: dict[int, int]) -> None:
     file = None if handed.file is None else SocketFile.adopt(*handed.file)
-    handle = _KINDS[handed.kind](handed.key, socket.socket(fileno=handed.sock), handed.address, file)
+    handle = _KINDS[handed.kind](handed.key, native.Socket(fileno=handed.sock), handed.address, file)
     handle.members.update(worker_id for worker_id in handed.members if worker_id in indices)
     handle.listening.update(worker_id for worker_id in handed.listening if worker_id in indices)
     handle.backlog = handed.backlog
