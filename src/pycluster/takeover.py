@@ -34,6 +34,7 @@ from .handles import DatagramHandle, Handle, RoundRobinHandle, SharedHandle
 from .listeners import Listeners
 from .member import Member
 from .primary import Primary
+from .protocol import TAKEOVER_VERSION
 from .script import Script, remember_main
 from .settings import Settings
 from .socketfile import SocketFile
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 
 VARIABLE = "PYCLUSTER_SUCCESSOR"
 # Another version of the library is refused by the worker that is spawned before: that runs the new one, and compares
-# the versions of the shared region and of what is handed on.
+# the versions of the shared region and of what is handed on. So does the new image, in case that the library has been
+# replaced since then; it cannot go back, and ends, and so do the workers.
 _BOOTSTRAP = os.path.join(os.path.dirname(__file__), "successor.py")
 
 # What `run()` answers. These, and signals that the script has handlers for, are blocked around the execve, and wait in
@@ -159,7 +161,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
         opened.append(state)
         with open(state, "wb", closefd=False) as file:
             file.write(msgspec.msgpack.encode(handed))
-        told = json.dumps({"state": state, "path": sys.path})
+        told = json.dumps({"takeover": TAKEOVER_VERSION, "state": state, "path": sys.path})
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         arguments = [sys.executable, *flags, _BOOTSTRAP, script.path, *_ARGUMENTS]
         inherited = handed.descriptors()
