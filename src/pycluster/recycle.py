@@ -8,11 +8,11 @@ A recycled worker has not crashed: nothing of it counts for `settings.respawn`.
 """
 
 import os
-import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from .errors import ClusterError
 from .events import log
@@ -45,8 +45,7 @@ class Primary(ReplacesWorkers, Protocol):
     def progress_of(self, worker: Worker) -> Progress: ...
 
 
-@dataclass
-class Limits:
+class Limits(msgspec.Struct):
     """What one worker may come to; None for no limit.
 
     Attributes:
@@ -68,17 +67,19 @@ class Limits:
     @classmethod
     def draw(cls, settings: Settings) -> "Limits | None":
         """The limits of a worker that is forked now; None when the settings know none."""
+        if (settings.max_connections_per_worker, settings.max_age, settings.max_rss) == (None, None, None):
+            return None
+        import random  # only here: most clusters know no limits
 
         def drawn(limit: float | None) -> float | None:
             return None if limit is None else limit * (1 - JITTER * random.random())
 
         age = drawn(settings.max_age)
-        limits = cls(
+        return cls(
             connections=drawn(settings.max_connections_per_worker),
             old_at=None if age is None else time.monotonic() + age,
             rss=drawn(settings.max_rss),
         )
-        return None if (limits.connections, limits.old_at, limits.rss) == (None, None, None) else limits
 
     def look(self, now: float, accepted: int, pid: int) -> None:
         """Note which limit the worker has reached by now."""

@@ -16,7 +16,6 @@ ends before it runs the cluster, its image stays with the old workers, for the n
 """
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -161,7 +160,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
         opened.append(state)
         with open(state, "wb", closefd=False) as file:
             file.write(msgspec.msgpack.encode(handed))
-        told = json.dumps({"takeover": TAKEOVER_VERSION, "state": state, "path": sys.path})
+        told = msgspec.json.encode({"takeover": TAKEOVER_VERSION, "state": state, "path": sys.path})
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         arguments = [sys.executable, *flags, _BOOTSTRAP, script.path, *_ARGUMENTS]
         inherited = handed.descriptors()
@@ -171,7 +170,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
         try:
             for fd in inherited:
                 os.set_inheritable(fd, True)
-            os.execve(sys.executable, arguments, {**_ENVIRONMENT, VARIABLE.encode(): told.encode()})
+            os.execve(sys.executable, arguments, {**_ENVIRONMENT, VARIABLE.encode(): told})
         finally:
             for fd in inherited:
                 os.set_inheritable(fd, False)
