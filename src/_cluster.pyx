@@ -66,7 +66,7 @@ cdef void add(uint64_t *cell, uint64_t value) noexcept nogil:
 
 cdef enum:
     REGION_MAGIC = 0x7073756C63797001
-    REGION_VERSION = 1
+    REGION_VERSION = 1        # raised with each change of the structs below; tests/test_versions.py sees to it
     HEADER_SIZE = 4096
     NAME_SIZE = 64            # 63 bytes, as api.md section 8 promises, and a NUL
     CHANNELS_PER_WORKER = 64  # listeners that one worker can have open at a time: eight cache lines of its slot

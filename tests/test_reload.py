@@ -10,13 +10,14 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from harness import (
     PATIENCE_S,
     PROGRAMS,
+    TESTS,
     Program,
     Programs,
     connect_to,
@@ -26,7 +27,7 @@ from harness import (
     wait_until,
 )
 from puppets import Puppets, Start
-from pycluster.reload import MACHINE
+from pycluster import reload, replacement
 
 GET = b"GET / HTTP/1.0\r\n\r\n"
 SOON_S = 0.3
@@ -275,9 +276,24 @@ def test_reload_is_the_primarys(start: Start) -> None:
 
 
 def test_every_state_of_a_reload_is_reached_and_left() -> None:
-    states = {state for state, _ in MACHINE}
-    assert states == set(MACHINE.values())
-    assert all(any(before != state for (before, _), after in MACHINE.items() if after == state) for state in states)
+    machine = reload.MACHINE
+    states = {state for state, _ in machine}
+    assert states == set(machine.values())
+    assert all(any(before != state for (before, _), after in machine.items() if after == state) for state in states)
+
+
+def test_a_replacement_ends_in_whatever_state_and_asks_one_of_the_two_to_end_at_most_once() -> None:
+    def follow(state: str, asked: tuple[str, ...]) -> None:
+        assert len(set(asked)) == len(asked) <= 1
+        reached.add(state)
+        following = [after for (before, _), after in replacement.MACHINE.items() if before == state]
+        for after, leaver in following:
+            follow(after, (*asked, leaver) if leaver else asked)
+
+    reached: set[str] = set()
+    follow("starting", ())
+    assert reached == set(get_args(replacement.State))
+    assert {event for _, event in replacement.MACHINE} == set(get_args(replacement.Event))
 
 
 # ---- Signals, and new code
@@ -588,7 +604,35 @@ def flags(program: Program) -> list[tuple[str, str]]:
 
 def test_old_and_new_workers_need_room_beside_each_other(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
     service = Service(cluster_program, tmp_path, 2, max_workers=4)
-    service.fails_to_reload("settings.max_workers is 4; set it to twice as many")
+    service.fails_to_reload("no room for 2 new workers beside the 3 that run: settings.max_workers is 4; set it to 5")
+    assert ask(service.port)[:2] == (0, 0)
+    service.end()
+
+
+def test_old_and_new_workers_need_no_more_room_than_is_said(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
+    service = Service(cluster_program, tmp_path, 2, max_workers=5)
+    service.release(1)
+    service.reload()
+    assert ask(service.port)[:2] == (1, 1)
+    service.end()
+
+
+def test_a_new_image_may_run_under_gevent_from_its_first_moment_on(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    pytest.importorskip("gevent")
+    site = tmp_path / "site"
+    site.mkdir()
+    service = Service(cluster_program, tmp_path, 2, env={"PYTHONPATH": f"{site}:{TESTS}"})
+    before = descriptors(service.program)
+    with Load(service.port, 2) as load:
+        (site / "sitecustomize.py").write_text("from gevent import monkey\n\nmonkey.patch_all()\n")
+        service.release(1)
+        service.reload()
+        assert load.versions() == {(1, 1)}
+    assert load.failures == []
+    assert wait_until(lambda: descriptors(service.program) == before), "what it adopts needs no hub"
+    service.fails_to_reload("gevent has patched subprocess")
     service.end()
 
 

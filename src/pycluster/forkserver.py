@@ -24,7 +24,6 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -46,8 +45,7 @@ CLONE_S = 10.0
 _MESSAGE_SIZE = 65536
 
 
-@dataclass(eq=False)
-class _Template:
+class _Template(msgspec.Struct, eq=False):
     """A template that lives.
 
     Attributes:

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Hashable, Iterator
 from typing import Literal
 
-from . import _cluster, protocol
+from . import _cluster, native, protocol
 from .handles import DatagramHandle, Handle, RoundRobinHandle, SharedHandle, Ticket
 from .socketfile import SocketFile, bind_file
 from .sockets import duplicate_listener
@@ -206,7 +206,7 @@ def _expect_numeric(host: tuple[str | int, ...]) -> None:
     """
     try:
         [name] = host
-        socket.getaddrinfo(str(name), None, flags=socket.AI_NUMERICHOST)
+        native.getaddrinfo(str(name), None, flags=socket.AI_NUMERICHOST)
     except (OSError, ValueError):
         raise OSError(errno.EINVAL, f"{host!r} is no numeric host") from None
 

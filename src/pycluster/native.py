@@ -37,6 +37,8 @@ else:
     poll = _original(select, "poll")
 allocate_lock: "Callable[[], _thread.LockType]" = _original(_thread, "allocate_lock")
 close: Callable[[int], None] = _original(os, "close")
+# gevent's asks threads of its hub, for a numeric host too.
+getaddrinfo: Callable[..., object] = _original(socket, "getaddrinfo")
 get_ident: Callable[[], int] = _original(_thread, "get_ident")
 sleep: Callable[[float], None] = _original(time, "sleep")
 # Does not wait for the thread's start, so that it can be called where the end signal may come at any moment.

@@ -8,8 +8,20 @@ import msgspec
 from .errors import ProtocolError
 from .script import Script
 
-# Of what one image of the primary hands on to the next (takeover.py): a change of that changes this.
+# Of what is here, and of what one image of the primary hands on to the next (takeover.py): the library may be replaced
+# by another version while the primary runs, and interpreters that it starts, or executes itself, have the new one. So
+# they are told this first. REGION_VERSION in the core is that of the shared memory.
 TAKEOVER_VERSION = 1
+
+
+def expect_version(version: Any) -> None:
+    """In a fresh interpreter, before it reads what the primary has written for it.
+
+    Raises:
+      RuntimeError: that is of another version.
+    """
+    if version != TAKEOVER_VERSION:
+        raise RuntimeError("the primary runs another version of pycluster; start the cluster anew")
 
 
 class Start(msgspec.Struct):
@@ -34,6 +46,7 @@ class Template(msgspec.Struct):
     socket: int
     path: list[str]
     preload: list[str]
+    takeover: int = TAKEOVER_VERSION
 
 
 class Ready(msgspec.Struct):

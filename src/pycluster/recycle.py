@@ -8,17 +8,19 @@ A recycled worker has not crashed: nothing of it counts for `settings.respawn`.
 """
 
 import os
-import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Protocol
+
+import msgspec
 
 from .errors import ClusterError
 from .events import log
+from .replacement import Primary as ReplacesWorkers
+from .replacement import Replacement
 from .settings import Settings
 from .watch import Progress
-from .worker import LEAVING, Address, Worker
+from .worker import LEAVING, Worker
 
 LOOK_S = 1.0
 # How much lower a limit may be drawn, as a part of it.
@@ -28,13 +30,11 @@ LARGE_LOOKS = 2
 # So long a new worker has to come up, and so long it takes until another one is tried when it has not.
 START_S = 60.0
 RETRY_S = 60.0
-# A new worker whose predecessor listens on nothing must have run for so long: imports that fail, fail sooner.
-SETTLE_S = 1.0
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Primary(Protocol):
+class Primary(ReplacesWorkers, Protocol):
     """What this room needs of the primary."""
 
     settings: Settings
@@ -42,21 +42,10 @@ class Primary(Protocol):
     @property
     def workers(self) -> Mapping[int, Worker]: ...
 
-    def fork_in_place_of(self, worker: Worker) -> Worker: ...
-
-    def retire(self, worker: Worker) -> None: ...
-
-    def addresses_of(self, worker: Worker) -> set[Address]: ...
-
     def progress_of(self, worker: Worker) -> Progress: ...
 
-    def remind(self, seconds: float, function: Callable[[], object]) -> None: ...
 
-    def defer(self, function: Callable[[], object]) -> None: ...
-
-
-@dataclass
-class Limits:
+class Limits(msgspec.Struct):
     """What one worker may come to; None for no limit.
 
     Attributes:
@@ -78,17 +67,19 @@ class Limits:
     @classmethod
     def draw(cls, settings: Settings) -> "Limits | None":
         """The limits of a worker that is forked now; None when the settings know none."""
+        if (settings.max_connections_per_worker, settings.max_age, settings.max_rss) == (None, None, None):
+            return None
+        import random  # only here: most clusters know no limits
 
         def drawn(limit: float | None) -> float | None:
             return None if limit is None else limit * (1 - JITTER * random.random())
 
         age = drawn(settings.max_age)
-        limits = cls(
+        return cls(
             connections=drawn(settings.max_connections_per_worker),
             old_at=None if age is None else time.monotonic() + age,
             rss=drawn(settings.max_rss),
         )
-        return None if (limits.connections, limits.old_at, limits.rss) == (None, None, None) else limits
 
     def look(self, now: float, accepted: int, pid: int) -> None:
         """Note which limit the worker has reached by now."""
@@ -102,80 +93,6 @@ class Limits:
             self.reached = f"{resident / 1e6:.0f} MB of it are resident"
         else:
             self.reached = None
-
-
-class Replacement:
-    """One worker comes in the place of another one: it starts, it listens, and only then the other one leaves.
-
-    As long as both are there each is `_covered`: its end leaves the place taken, so nobody need come for it.
-
-    Attributes:
-      over: whether there is one of them again.
-    """
-
-    def __init__(self, primary: Primary, old: Worker, on_failure: Callable[[Worker, str], object]) -> None:
-        """Fork the new worker.
-
-        Args:
-          on_failure: is told of the old worker, which stays, and why the new one does not take its place.
-
-        Raises:
-          OSError, ClusterError: there is no new worker; nothing has changed.
-        """
-        self._primary = primary
-        self._on_failure = on_failure
-        self._old = old
-        self._new = primary.fork_in_place_of(old)
-        self._old._covered = self._new._covered = True
-        self._retiring = False
-        self._runs_since: float | None = None
-        self.over = False
-        primary.remind(START_S, self._give_up)
-
-    @property
-    def workers(self) -> tuple[Worker, Worker]:
-        """The old one and the new one."""
-        return self._old, self._new
-
-    def look(self) -> None:
-        """Go on, if the state of one of them, or what it listens on, has changed as it must."""
-        if self.over:
-            return
-        if self._retiring:
-            self.over = self._old.state == "dead"
-        elif self._old.state in LEAVING:
-            self._new._covered = False
-            self.over = True
-            if self._old._asked_to_end:
-                self._primary.retire(self._new)  # somebody else does not want the place to be taken any more
-        elif self._new.state in LEAVING:
-            self._fail("the new one has ended before it was up")
-        elif self._is_up:
-            self._new._covered = False
-            self._retiring = True
-            self._primary.retire(self._old)
-
-    @property
-    def _is_up(self) -> bool:
-        if self._new.state not in ("online", "listening"):
-            return False
-        if wanted := self._primary.addresses_of(self._old):
-            return wanted <= self._primary.addresses_of(self._new)
-        if self._runs_since is None:
-            self._runs_since = time.monotonic()
-            self._primary.remind(SETTLE_S, self.look)
-        return time.monotonic() - self._runs_since >= SETTLE_S
-
-    def _give_up(self) -> None:
-        if not (self.over or self._retiring):
-            self._fail(f"the new one was not up within {START_S:g} s")
-            self._primary.retire(self._new)
-
-    def _fail(self, why: str) -> None:
-        self._old._covered = False
-        self.over = True
-        if not self._new._asked_to_end:
-            self._on_failure(self._old, why)
 
 
 class Recycler:
@@ -200,13 +117,9 @@ class Recycler:
     def changed(self, worker: Worker) -> None:
         """A worker's state has changed, or what it listens on."""
         for replacement in self._replacements:
-            if worker in replacement.workers:
-                replacement.look()
+            replacement.changed(worker)
         if worker.state == "dead":
             self._limits.pop(worker.id, None)
-        if any(replacement.over for replacement in self._replacements):
-            self._replacements = [replacement for replacement in self._replacements if not replacement.over]
-            self._primary.defer(self._recycle)  # not in the midst of the change
 
     def _look(self) -> None:
         self._looks = bool(self._limits)
@@ -237,11 +150,20 @@ class Recycler:
     def _replace(self, worker: Worker, why: str) -> None:
         log("info", f"{_name(worker)} is replaced: {why}")
         try:
-            self._replacements.append(Replacement(self._primary, worker, self._on_failure))
+            self._replacements.append(Replacement(self._primary, worker, START_S, self._on_over))
         except (OSError, ClusterError) as exception:
-            self._on_failure(worker, f"cannot start a worker: {exception}")
+            self._keep(worker, f"cannot start a worker: {exception}")
 
-    def _on_failure(self, worker: Worker, why: str) -> None:
+    def _on_over(self, replacement: Replacement) -> None:
+        self._replacements.remove(replacement)
+        if replacement.old.state not in LEAVING:
+            if replacement.state == "failed":
+                self._keep(replacement.old, "the new one has ended before it was up")
+            elif replacement.state == "late":
+                self._keep(replacement.old, f"the new one was not up within {START_S:g} s")
+        self._recycle()
+
+    def _keep(self, worker: Worker, why: str) -> None:
         if limits := self._limits.get(worker.id):
             limits.retry_at = time.monotonic() + RETRY_S
         log("warning", f"{_name(worker)} is not replaced, and goes on: {why}; once more in {RETRY_S:g} s")

@@ -10,8 +10,9 @@ The primary tells it what happens to workers. All of it runs in the dispatching 
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from .errors import ClusterError
 from .events import log
@@ -48,8 +49,7 @@ class Primary(Protocol):
     def defer(self, function: Callable[[], object]) -> None: ...
 
 
-@dataclass(eq=False)
-class _Life:
+class _Life(msgspec.Struct, eq=False):
     """What is remembered of a worker that lives, or is about to.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Life:
     slot: int | None = None
     env: Mapping[str, str] | None = None
     crashes: int = 0
-    started_at: float = field(default_factory=time.monotonic)
+    started_at: float = msgspec.field(default_factory=time.monotonic)
 
     @property
     def lasted_s(self) -> float:

@@ -3,14 +3,14 @@
 import io
 import os
 import sys
-from dataclasses import dataclass
 from types import CodeType, ModuleType
+
+import msgspec
 
 from .errors import ClusterError
 
 
-@dataclass(frozen=True)
-class Script:
+class Script(msgspec.Struct, frozen=True):
     """What a worker runs: a file, a directory or zip archive with a `__main__.py`, or a module as `python -m` runs it.
 
     Attributes:

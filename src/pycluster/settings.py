@@ -25,7 +25,8 @@ class Settings:
         "forkserver": a copy of a clean process, the template, which the first fork starts as a fresh interpreter.
       preload: names of modules that the template imports before any worker is copied from it.
       share_ports: whether bind and listen in a worker go to the primary.
-      max_workers: how many workers there can be at a time; fixed by the first fork or counter.
+      max_workers: how many workers there can be at a time; fixed by the first fork or counter. For a reload one more
+        than there are; twice as many and one more where the primary executes itself anew.
       max_pending: connections that wait in one worker for one listener, not yet accepted, at most.
       max_message_size: the largest encoded message, in bytes.
       max_counters: how many names of counters there can be; fixed by the first fork or counter.

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 def main() -> NoReturn:
     """Become the worker that the environment describes, and run its script."""
     told_as_json = os.environ.pop("PYCLUSTER_WORKER")  # at once: whoever this process starts is no worker
+    told = json.loads(told_as_json)
     # Before any other import: this directory, which came first as the directory of the script, is nobody's to search.
-    sys.path[:] = json.loads(told_as_json)["path"]
+    sys.path[:] = told["path"]
     import signal
 
     import msgspec
@@ -22,17 +23,16 @@ def main() -> NoReturn:
 
     start.leave_interrupts_to_the_primary()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    protocol.expect_version(told.get("takeover"))
     become_worker(msgspec.json.decode(told_as_json, type=protocol.Start))
 
 
 def become_worker(told: "Start") -> NoReturn:
     """In a process that knows nothing yet: be the worker that is described, and run its script."""
-    from pycluster import _cluster, native, protocol
+    from pycluster import _cluster, native
     from pycluster.cluster import cluster
     from pycluster.settings import Settings
 
-    if told.takeover != protocol.TAKEOVER_VERSION:
-        raise RuntimeError("the primary runs another version of pycluster; start the cluster anew")
     settings = Settings().merged(told.settings)
     _cluster.attach_region(told.region, told.version, settings.max_workers, settings.max_counters)
     os.set_inheritable(told.channel, False)

@@ -11,9 +11,10 @@ def main() -> None:
     # Before any other import: this directory, which came first as the directory of the script, is nobody's to search.
     sys.path[:] = told["path"]
     del sys.argv[0]
-    from pycluster import takeover
+    from pycluster import protocol, takeover
     from pycluster.cluster import cluster
 
+    protocol.expect_version(told.get("takeover"))
     handed = takeover.read(told["state"])
     with takeover.succession(cluster, handed):
         handed.script.run(sys.argv[1:])

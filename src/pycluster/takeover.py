@@ -16,10 +16,8 @@ ends before it runs the cluster, its image stays with the old workers, for the n
 """
 
 import contextlib
-import json
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -35,6 +33,7 @@ from .handles import DatagramHandle, Handle, RoundRobinHandle, SharedHandle
 from .listeners import Listeners
 from .member import Member
 from .primary import Primary
+from .protocol import TAKEOVER_VERSION
 from .script import Script, remember_main
 from .settings import Settings
 from .socketfile import SocketFile
@@ -46,7 +45,8 @@ if TYPE_CHECKING:
 
 VARIABLE = "PYCLUSTER_SUCCESSOR"
 # Another version of the library is refused by the worker that is spawned before: that runs the new one, and compares
-# the versions of the shared region and of what is handed on.
+# the versions of the shared region and of what is handed on. So does the new image, in case that the library has been
+# replaced since then; it cannot go back, and ends, and so do the workers.
 _BOOTSTRAP = os.path.join(os.path.dirname(__file__), "successor.py")
 
 # What `run()` answers. These, and signals that the script has handlers for, are blocked around the execve, and wait in
@@ -146,12 +146,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
     """
     import subprocess  # only here: every worker would carry it
 
-    settings = primary.settings
-    if 2 * len(primary._members) > settings.max_workers:
-        raise ReloadError(
-            f"there is no room for old and new workers beside each other: settings.max_workers is "
-            f"{settings.max_workers}; set it to twice as many as there are, before the first fork"
-        )
+    _need_room(primary)
     flush_standard_streams()
     opened: list[int] = []
     directory = None
@@ -165,7 +160,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
         opened.append(state)
         with open(state, "wb", closefd=False) as file:
             file.write(msgspec.msgpack.encode(handed))
-        told = json.dumps({"state": state, "path": sys.path})
+        told = msgspec.json.encode({"takeover": TAKEOVER_VERSION, "state": state, "path": sys.path})
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         arguments = [sys.executable, *flags, _BOOTSTRAP, script.path, *_ARGUMENTS]
         inherited = handed.descriptors()
@@ -175,7 +170,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
         try:
             for fd in inherited:
                 os.set_inheritable(fd, True)
-            os.execve(sys.executable, arguments, {**_ENVIRONMENT, VARIABLE.encode(): told.encode()})
+            os.execve(sys.executable, arguments, {**_ENVIRONMENT, VARIABLE.encode(): told})
         finally:
             for fd in inherited:
                 os.set_inheritable(fd, False)
@@ -188,6 +183,21 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
             native.close(fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     raise AssertionError("unreachable")
+
+
+def _need_room(primary: Primary) -> None:
+    """The new image's script starts as many workers as serve now, or are about to, before any of the old ones leaves.
+
+    The worker that has shown that the new code comes up is one of the old ones, most often one too many.
+    """
+    staying = {member.worker.slot for member in primary.members if member.worker.state not in LEAVING}
+    olds, news = len(primary._members), len(staying | primary.respawner.slots)
+    limit = primary.settings.max_workers
+    if olds + news > limit:
+        raise ReloadError(
+            f"there is no room for {news} new workers beside the {olds} that run: settings.max_workers is {limit}; set "
+            f"it to {olds + news} or more before the first fork"
+        )
 
 
 def _write_down(primary: Primary, script: Script, timeout_s: float) -> Handed:
@@ -392,9 +402,9 @@ def _adopt_worker(handed: HandedWorker, primary: Primary) -> None:
         for fd, mode in zip(handed.pipes, modes, strict=True)
     )
     if handed.channel >= 0:
-        sock = socket.socket(fileno=handed.channel)
+        sock = native.Socket(fileno=handed.channel)
     else:
-        sock, peer = socket.socketpair()
+        sock, peer = native.socketpair()
         peer.close()
     channel = Channel(
         sock,
@@ -427,7 +437,7 @@ def _drain(pipe: IO[bytes], primary: Primary) -> None:
 
 def _adopt_handle(handed: HandedHandle, listeners: Listeners, indices: dict[int, int]) -> None:
     file = None if handed.file is None else SocketFile.adopt(*handed.file)
-    handle = _KINDS[handed.kind](handed.key, socket.socket(fileno=handed.sock), handed.address, file)
+    handle = _KINDS[handed.kind](handed.key, native.Socket(fileno=handed.sock), handed.address, file)
     handle.members.update(worker_id for worker_id in handed.members if worker_id in indices)
     handle.listening.update(worker_id for worker_id in handed.listening if worker_id in indices)
     handle.backlog = handed.backlog

@@ -26,8 +26,9 @@ MOST_DESCRIPTORS = 7
 def main() -> NoReturn:
     """Import what is asked for, say so, and serve."""
     told_as_json = os.environ.pop("PYCLUSTER_WORKER")  # at once: whoever this process starts is no worker
+    version_and_path = json.loads(told_as_json)
     # Before any other import: this directory, which came first as the directory of the script, is nobody's to search.
-    sys.path[:] = json.loads(told_as_json)["path"]
+    sys.path[:] = version_and_path["path"]
     sys.argv.pop(0)  # what is left is a worker's, for modules that look at it when they are imported
     import fcntl
     import signal
@@ -39,6 +40,7 @@ def main() -> NoReturn:
 
     start.leave_interrupts_to_the_primary()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    protocol.expect_version(version_and_path.get("takeover"))
     told = msgspec.json.decode(told_as_json, type=protocol.Template)
     primary = socket.socket(fileno=told.socket)
     primary.set_inheritable(False)
