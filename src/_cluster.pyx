@@ -288,7 +288,9 @@ cdef uint64_t started_now():
 #     so the template forks once in the ordinary way when it has imported all, and they stay stopped. (Else the first
 #     product of matrices in a worker waits for ever.) OpenSSL, whose random numbers must not be repeated, looks at its
 #     process's id.
-# clone and not clone3, which has nothing more to give here: Docker's default profile of system calls refuses clone3.
+# The template may be killed at any moment, and the primary is to know its child all the same: the kernel writes the
+# child's id into memory that both share, after there is a child and before it runs (CLONE_PARENT_SETTID). clone and not
+# clone3, which could give a pidfd besides: Docker's default profile of system calls refuses clone3.
 #
 # The lifeline is the one thing in a worker that must work even when Python does not: a thread that needs no GIL waits
 # until the primary's end of the control channel closes, gives Python a grace to leave by itself, and ends the process.
@@ -362,11 +364,14 @@ cdef pid_t *kept_thread_id() noexcept nogil:
     return kept
 
 
-def fork_sibling():
+def fork_sibling(int note):
     """Fork this process, which has no other thread, as a child of its own parent. Else as `fork`.
 
+    Args:
+      note: a file in memory (borrowed), whose first four bytes become the child's id before the child runs.
+
     Returns:
-      `(pid, pidfd)` in this process, which owns the pidfd, but cannot wait for the child; `(0, -1)` in the child.
+      The child's id in this process, which cannot wait for it; 0 in the child.
 
     Raises:
       OSError: no child is left behind. EOPNOTSUPP: this C library or kernel does not tell where the thread's id is.
@@ -374,8 +379,8 @@ def fork_sibling():
     global mask_before_fork
     cdef sigset_t everything
     cdef int error
-    cdef int pidfd = -1
     cdef pid_t pid
+    cdef pid_t *noted
     cdef pid_t *thread_id = kept_thread_id()
     cdef void *robust_mutexes = NULL
     cdef size_t size = 0
@@ -383,6 +388,10 @@ def fork_sibling():
         raise OSError(
             EOPNOTSUPP, "this C library or kernel does not tell what a clone needs to know; set start_method='spawn'"
         )
+    noted = <pid_t *>mmap(NULL, sizeof(pid_t), PROT_READ | PROT_WRITE, MAP_SHARED, note, 0)
+    if noted == MAP_FAILED:
+        raise system_error("mmap", errno)
+    noted[0] = 0  # now there is a page, and the kernel's write cannot fail, whatever signal has come by then
     syscall(SYS_get_robust_list, 0, &robust_mutexes, &size)
     sigfillset(&everything)
     pthread_sigmask(SIG_SETMASK, &everything, &mask_before_fork)
@@ -390,23 +399,25 @@ def fork_sibling():
     # Where the child's thread id goes is the fourth argument on x86, and the fifth on ARM; the other one is not used.
     pid = <pid_t>syscall(
         SYS_clone,
-        CLONE_PARENT | CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD,
+        CLONE_PARENT | CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD,
         NULL,
-        &pidfd,
+        noted,
         thread_id,
         thread_id,
     )
     if pid == 0:
         if robust_mutexes != NULL:
             syscall(SYS_set_robust_list, robust_mutexes, size)
+        munmap(noted, sizeof(pid_t))
         PyOS_AfterFork_Child()
-        return 0, -1
+        return 0
     error = errno
+    munmap(noted, sizeof(pid_t))
     PyOS_AfterFork_Parent()
     pthread_sigmask(SIG_SETMASK, &mask_before_fork, NULL)
     if pid < 0:
         raise system_error("clone", error)
-    return pid, pidfd
+    return pid
 
 
 def restore_signals():

@@ -85,7 +85,7 @@ cdef extern from "<sched.h>" nogil:
     struct sched_param:
         int sched_priority
     enum:
-        CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_PARENT, CLONE_PIDFD, SCHED_BATCH
+        CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_PARENT, CLONE_PARENT_SETTID, SCHED_BATCH
     int sched_yield()
     int sched_setscheduler(pid_t pid, int policy, const sched_param *parameter)
 
@@ -96,6 +96,7 @@ cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
     int memfd_create(const char *name, unsigned int flags)
     void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
+    int munmap(void *address, size_t length)
 
 
 cdef extern from "<sys/resource.h>" nogil:

@@ -42,8 +42,12 @@ class Ready(msgspec.Struct):
     error: str = ""
 
 
+# Where in its file a request for a clone begins: before it is the worker's process id, 0 as long as there is none.
+CLONE_OFFSET = 4
+
+
 class Clone(msgspec.Struct):
-    """Primary, to the template, in a file: the worker that is to be.
+    """Primary, to the template, in a file, behind room for the worker's process id: the worker that is to be.
 
     Descriptors come along: this file, the control channel, the shared region, those of 0, 1 and 2 that `standard`
     names, and the worker's directory, if it `moves` there.
@@ -56,9 +60,8 @@ class Clone(msgspec.Struct):
 
 
 class Cloned(msgspec.Struct):
-    """Template: the process that has become the worker, whose pidfd comes along, or the errno of what has failed."""
+    """Template: there is a worker, whose process id is in the request's file, or the errno of what has failed."""
 
-    pid: int = 0
     error: int = 0
     reason: str = ""
 

@@ -133,31 +133,28 @@ def _serve(primary: "socket.socket") -> None:
         said, descriptors, flags, _ = socket.recv_fds(primary, 1, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         if not said:
             return
-        answer, pidfd = protocol.Cloned(), -1
+        answer = protocol.Cloned()
         try:
             if flags & socket.MSG_CTRUNC:
                 raise OSError(errno.EMFILE, "the template has no descriptor left")
             start.flush_standard_streams()
-            answer.pid, pidfd = _cluster.fork_sibling()
-            if answer.pid == 0:
+            if _cluster.fork_sibling(descriptors[0]) == 0:
                 primary.close()
                 _become_worker(descriptors)
         except OSError as error:
             answer.error, answer.reason = error.errno or errno.EIO, error.strerror or str(error)
         for fd in descriptors:
             os.close(fd)
-        _say(primary, answer, pidfd)
-        if pidfd >= 0:
-            os.close(pidfd)
+        _say(primary, answer)
 
 
-def _say(primary: "socket.socket", what: "protocol.Ready | protocol.Cloned", fd: int = -1) -> None:
+def _say(primary: "socket.socket", what: "protocol.Ready | protocol.Cloned") -> None:
     import socket
 
     import msgspec
 
     try:
-        socket.send_fds(primary, [msgspec.msgpack.encode(what)], [fd] if fd >= 0 else [], socket.MSG_NOSIGNAL)
+        primary.send(msgspec.msgpack.encode(what), socket.MSG_NOSIGNAL)
     except (BrokenPipeError, ConnectionResetError):
         pass  # it is gone, and what is to be read next says so
 
@@ -171,7 +168,7 @@ def _become_worker(descriptors: list[int]) -> NoReturn:
         from pycluster.settings import Settings
 
         with open(descriptors[0], "rb") as file:
-            file.seek(0)
+            file.seek(protocol.CLONE_OFFSET)
             clone = msgspec.msgpack.decode(file.read(), type=protocol.Clone)
         told = clone.start
         told.channel, told.region, *rest = descriptors[1:]
