@@ -294,14 +294,18 @@ cdef uint64_t started_now():
 #
 # The lifeline is the one thing in a worker that must work even when Python does not: a thread that needs no GIL waits
 # until the primary's end of the control channel closes, gives Python a grace to leave by itself, and ends the process.
+# A worker that has disconnected closes the channel itself, and may take its time to end. From then on the thread waits
+# for the primary's own end, by a pidfd that costs a descriptor only now; the channel would tell nothing any more.
 
 cdef enum:
     THREAD_STACK_SIZE = 262144  # both threads keep a few kB on it; glibc puts its thread-local storage there too
+    NO_PIDFD_MS = 200           # how often a worker without a descriptor for a pidfd looks who its parent is
 
 cdef sigset_t mask_before_fork
 cdef int lifeline_fd = -1
 cdef uint64_t lifeline_grace_ns = 0
-cdef uint64_t lifeline_armed = 0
+cdef uint64_t lifeline_on_channel = 0
+cdef pid_t lifeline_parent = 0
 
 
 cdef int start_thread(pthread_t *thread, void *(*body)(void *) noexcept nogil) noexcept nogil:
@@ -426,21 +430,39 @@ def restore_signals():
 
 
 def arm_lifeline(int fd, double grace_s):
-    """Watch the control channel `fd` (borrowed): `grace_s` seconds after its peer has closed, exit with status 0."""
-    global lifeline_fd, lifeline_grace_ns
+    """Watch the control channel `fd` (borrowed): `grace_s` seconds after its peer has closed, exit with status 0.
+
+    In a child of the primary's, which is its parent as long as that lives.
+    """
+    global lifeline_fd, lifeline_grace_ns, lifeline_parent
     cdef pthread_t thread
     lifeline_fd = fd
     lifeline_grace_ns = <uint64_t>(grace_s * 1e9)
-    store(&lifeline_armed, 1)
+    lifeline_parent = getppid()
+    store(&lifeline_on_channel, 1)
     cdef int error = start_thread(&thread, watch_lifeline)
     if error < 0:
         raise system_error("pthread_create", -error)
     pthread_detach(thread)
 
 
-def disarm_lifeline():
-    """Call this before an orderly close. The thread ends when the descriptor is shut down."""
-    store(&lifeline_armed, 0)
+def expect_orderly_close():
+    """Let the channel close: from then on the lifeline hangs on the primary itself."""
+    store(&lifeline_on_channel, 0)
+
+
+cdef void wait_for_parent() noexcept nogil:
+    """Return when the process that was the parent is gone."""
+    cdef pollfd watched
+    watched.events = POLLIN
+    while True:
+        watched.fd = <int>syscall(SYS_pidfd_open, lifeline_parent, 0)
+        # After the call: as long as it is the parent, its number is nobody else's.
+        if getppid() != lifeline_parent:
+            return  # and this process is about to end
+        poll(&watched, 1, -1 if watched.fd >= 0 else NO_PIDFD_MS)
+        if watched.fd >= 0:
+            close(watched.fd)
 
 
 cdef void *watch_lifeline(void *nothing) noexcept nogil:
@@ -450,12 +472,12 @@ cdef void *watch_lifeline(void *nothing) noexcept nogil:
     watched.events = POLLRDHUP
     while poll(&watched, 1, -1) < 0 and errno == EINTR:
         pass
+    if not load(&lifeline_on_channel):
+        wait_for_parent()
     grace.tv_sec = <long>(lifeline_grace_ns // 1000000000)
     grace.tv_nsec = <long>(lifeline_grace_ns % 1000000000)
     nanosleep(&grace, NULL)
-    if load(&lifeline_armed):
-        _exit(0)
-    return NULL
+    _exit(0)
 
 
 def create_timer():

@@ -30,6 +30,7 @@ cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     pid_t c_fork "fork"()
     int ftruncate(int fd, int64_t length)
+    pid_t getppid()
     off_t lseek(int fd, off_t offset, int whence)
     ssize_t read(int fd, void *buffer, size_t count)
     ssize_t write(int fd, const void *buffer, size_t count)

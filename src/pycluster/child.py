@@ -374,7 +374,7 @@ class Child:
         return waiting
 
     def _say_drained(self) -> None:
-        _cluster.disarm_lifeline()
+        _cluster.expect_orderly_close()
         self._said_drained = True
         self._channel.send_control(protocol.encode(protocol.Drained()))
 
