@@ -429,6 +429,37 @@ def restore_signals():
     pthread_sigmask(SIG_SETMASK, &mask_before_fork, NULL)
 
 
+def limit_rights(uid_t user, gid_t group, object groups):
+    """Let this thread, for the rest of its life, have to files the rights of that user, and of these groups.
+
+    By the ids for files alone, which let nobody signal or trace the thread who could not before. With the user root is
+    left, so are its capabilities over files. The C library would change the groups of all threads.
+
+    Args:
+      groups: the supplementary ones; None to keep this thread's.
+
+    Raises:
+      PermissionError: this process may not take them; the thread may have some of them by now.
+    """
+    cdef gid_t kept[1]
+    cdef int dumpable = prctl(PR_GET_DUMPABLE, 0)
+    if groups is not None:
+        if len(groups) > 1:
+            raise ValueError(f"a worker has one supplementary group at most, not {groups!r}")
+        if groups:
+            kept[0] = groups[0]
+        if syscall(SYS_setgroups, <long>len(groups), kept) < 0:
+            raise system_error("setgroups", errno)
+    setfsgid(group)
+    setfsuid(user)
+    # The kernel takes the process for one that has changed its user, which must not write a core file: it has not.
+    if dumpable == 1:
+        prctl(PR_SET_DUMPABLE, 1)
+    # They report no error. What is no id changes nothing, and tells what is.
+    if <uid_t>setfsuid(<uid_t>-1) != user or <gid_t>setfsgid(<gid_t>-1) != group:
+        raise system_error("setfsuid", EPERM)
+
+
 def arm_lifeline(int fd, double grace_s):
     """Watch the control channel `fd` (borrowed): `grace_s` seconds after its peer has closed, exit with status 0.
 

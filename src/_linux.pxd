@@ -5,11 +5,13 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<errno.h>" nogil:
     enum:
-        EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EMFILE, ENOBUFS, ENOENT, ENOMEM, EOPNOTSUPP, EPIPE
+        EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EMFILE, ENOBUFS, ENOENT, ENOMEM, EOPNOTSUPP, EPERM, EPIPE
         EPROTO, ETOOMANYREFS
 
 
 cdef extern from "<sys/types.h>" nogil:
+    ctypedef unsigned int gid_t
+    ctypedef unsigned int uid_t
     ctypedef int pid_t
     ctypedef long off_t
 
@@ -74,11 +76,17 @@ cdef extern from "<sys/wait.h>" nogil:
 cdef extern from "<sys/syscall.h>" nogil:
     enum:
         SYS_clone, SYS_getdents64, SYS_get_robust_list, SYS_gettid, SYS_pidfd_open, SYS_set_robust_list
+        SYS_setgroups
+
+
+cdef extern from "<sys/fsuid.h>" nogil:
+    int setfsgid(gid_t group)
+    int setfsuid(uid_t user)
 
 
 cdef extern from "<sys/prctl.h>" nogil:
     enum:
-        PR_GET_TID_ADDRESS, PR_SET_NAME
+        PR_GET_DUMPABLE, PR_GET_TID_ADDRESS, PR_SET_DUMPABLE, PR_SET_NAME
     int prctl(int option, unsigned long argument, ...)
 
 

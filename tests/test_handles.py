@@ -495,10 +495,10 @@ def test_the_primary_resolves_no_name_for_a_worker() -> None:
     listeners = Listeners(lambda seconds, function: None)
     for address in (("localhost", 50999), ("no.such.host.", 50999), ("", 50999), ("x" * 300, 50999)):
         with socket.socket() as sock, pytest.raises(OSError, match="no numeric host"):
-            listeners.bind(1, bind(address), sock, "rr")
+            listeners.bind(1, bind(address), sock, "rr", None)
     said = protocol.Bind(seq=1, family=int(socket.AF_NETLINK), kind=int(socket.SOCK_RAW), address=(1, 1))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as sock, pytest.raises(OSError, match="family"):
-        listeners.bind(1, said, sock, "rr")
+        listeners.bind(1, said, sock, "rr", None)
 
 
 def test_a_backlog_out_of_range_harms_nobody(start: Start) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from . import _cluster, protocol
 from .handles import DatagramHandle, Handle, RoundRobinHandle, SharedHandle, Ticket
+from .rights import Rights
 from .socketfile import SocketFile, bind_file
 from .sockets import duplicate_listener
 from .worker import Address
@@ -40,8 +41,13 @@ class Listeners:
         """All handles, those that are closed and still have members included."""
         return iter([*self._by_key.values(), *self._closing])
 
-    def bind(self, worker_id: int, said: protocol.Bind, sock: socket.socket, policy: Policy) -> Handle:
+    def bind(
+        self, worker_id: int, said: protocol.Bind, sock: socket.socket, policy: Policy, rights: Rights | None
+    ) -> Handle:
         """Let a worker join the handle of an address; the first one's socket is bound, and owned by the handle.
+
+        Args:
+          rights: of the worker, to files.
 
         Raises:
           OSError: of bind(2), or the worker has this listener already. `sock` is the caller's still.
@@ -54,7 +60,7 @@ class Listeners:
         if not isinstance(said.address, bytes):
             _expect_numeric(said.address[:1])
         name = (said.family, said.kind, said.address, said.index)
-        handle = self._by_name.get(name) or self._open(name, said, sock, policy)
+        handle = self._by_name.get(name) or self._open(name, said, sock, policy, rights)
         self._join(worker_id, handle)
         if said.kind == socket.SOCK_DGRAM:
             handle.listening.add(worker_id)
@@ -79,7 +85,9 @@ class Listeners:
         self._join(worker_id, handle)
         return handle
 
-    def _open(self, name: Hashable, said: protocol.Bind, sock: socket.socket, policy: Policy) -> Handle:
+    def _open(
+        self, name: Hashable, said: protocol.Bind, sock: socket.socket, policy: Policy, rights: Rights | None
+    ) -> Handle:
         if said.kind == socket.SOCK_DGRAM:
             sock.bind(said.address)
             return self._add(name, DatagramHandle, sock, _address_of(sock))
@@ -90,7 +98,7 @@ class Listeners:
         if said.address.startswith(b"\0"):
             sock.bind(said.address)
         else:
-            sock, file = bind_file(sock, said.address, said.over_stale)
+            sock, file = bind_file(sock, said.address, said.over_stale, rights)
         address = Address(family=said.family, type=said.kind, path=os.fsdecode(said.address))
         return self._add(name, _handle_class(policy), sock, address, file)
 

@@ -26,6 +26,7 @@ from .member import Member
 from .recycle import Recycler
 from .requests import Requests
 from .respawn import Respawner
+from .rights import rights_of
 from .script import find_script
 from .settings import Settings
 from .signals import as_signal, leave_wakeup
@@ -205,7 +206,7 @@ class Primary:
             defer=self._defer_callback,
         )
         self._workers[worker_id] = worker
-        self.enroll(Member(worker, index, pidfd, channel))
+        self.enroll(Member(worker, index, pidfd, channel, rights_of(self.settings)))
         return worker
 
     def enroll(self, member: Member) -> None:

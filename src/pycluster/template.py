@@ -164,7 +164,7 @@ def _become_worker(descriptors: list[int]) -> NoReturn:
     try:
         import msgspec
 
-        from pycluster import _cluster, protocol, spawned, start
+        from pycluster import _cluster, protocol, rights, spawned, start
         from pycluster.settings import Settings
 
         with open(descriptors[0], "rb") as file:
@@ -188,7 +188,7 @@ def _become_worker(descriptors: list[int]) -> NoReturn:
         sys.path[:] = told.path
         start.forget_event_loop()
         start.part_with_hub()
-        start.drop_rights(Settings().merged(told.settings))
+        rights.drop_rights(Settings().merged(told.settings))
         _cluster.restore_signals()
         spawned.become_worker(told)
     except BaseException:
