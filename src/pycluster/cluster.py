@@ -24,6 +24,7 @@ from .script import find_script
 from .settings import Settings
 from .signals import handling
 from .start import flush_standard_streams
+from .stdio import fill_standard_descriptors
 from .worker import Address, Worker, WorkerProcess
 
 if TYPE_CHECKING:
@@ -412,6 +413,7 @@ class Cluster(Emitter):
 
     def _need_region(self) -> None:
         if not self._has_region:
+            fill_standard_descriptors()
             _cluster.create_region(self._settings.max_workers, self._settings.max_counters)
             self._has_region = True
 

@@ -106,16 +106,12 @@ class Forkserver:
         directory = _open_directory(settings.cwd)
         body = -1
         try:
-            standard = {
-                target: target if given is None else given
-                for target, given in enumerate(stdio.descriptors)
-                if given is not None or _is_open(target)
-            }
-            clone = protocol.Clone(told, environment, list(standard), directory is not None)
+            standard = [target if given is None else given for target, given in enumerate(stdio.descriptors)]
+            clone = protocol.Clone(told, environment, directory is not None)
             body = os.memfd_create("pycluster-clone", os.MFD_CLOEXEC)
             with open(body, "wb", closefd=False) as file:
                 file.write(bytes(protocol.CLONE_OFFSET) + msgspec.msgpack.encode(clone))
-            descriptors = [body, told.channel, told.region, *standard.values()]
+            descriptors = [body, told.channel, told.region, *standard]
             if directory is not None:
                 descriptors.append(directory)
             try:
@@ -267,14 +263,6 @@ def _open_directory(path: str | None) -> int | None:
         if path is None:
             return None  # `sudo -u somebody` in root's home: nobody can go there, and one can still be there
         raise
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def _has_ended(pidfd: int) -> bool:

@@ -31,7 +31,7 @@ from .script import find_script
 from .settings import Settings
 from .signals import as_signal, leave_wakeup
 from .start import describe, flush_standard_streams, prepare_copy, spawn
-from .stdio import WorkerStdio
+from .stdio import WorkerStdio, fill_standard_descriptors
 from .watch import Progress, Watcher
 from .worker import LEAVING, STATES, Address, Worker
 
@@ -78,6 +78,7 @@ class Primary:
         self._report = report
         self._need_region = need_region
         self._become_worker = become_worker
+        fill_standard_descriptors()  # before anything is opened here
         self._loop = Loop()
         self._ids = 0
         self._members: dict[int, Member] = {}
@@ -115,6 +116,7 @@ class Primary:
           slot: of the worker in whose place the new one comes.
           start_method: takes the place of the setting.
         """
+        fill_standard_descriptors()  # the script may have closed some since
         self._need_region()
         settings = self.settings
         script = find_script(settings.exec)

@@ -49,13 +49,12 @@ CLONE_OFFSET = 4
 class Clone(msgspec.Struct):
     """Primary, to the template, in a file, behind room for the worker's process id: the worker that is to be.
 
-    Descriptors come along: this file, the control channel, the shared region, those of 0, 1 and 2 that `standard`
-    names, and the worker's directory, if it `moves` there.
+    Descriptors come along: this file, the control channel, the shared region, those for 0, 1 and 2, and the worker's
+    directory, if it `moves` there.
     """
 
     start: Start
     env: dict[bytes, bytes]
-    standard: list[int]
     moves: bool
 
 

@@ -35,14 +35,14 @@ def main() -> NoReturn:
 
     import msgspec
 
-    from pycluster import protocol, start
+    from pycluster import protocol, start, stdio
 
     start.leave_interrupts_to_the_primary()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     told = msgspec.json.decode(told_as_json, type=protocol.Template)
     primary = socket.socket(fileno=told.socket)
     primary.set_inheritable(False)
-    _open_standard_descriptors()
+    stdio.fill_standard_descriptors()
     # Until it is ready nothing is asked of it: what comes is the primary's end. The kernel ends the process then,
     # whatever it is importing.
     fcntl.fcntl(primary, fcntl.F_SETOWN, os.getpid())
@@ -60,15 +60,6 @@ def main() -> NoReturn:
     _say(primary, protocol.Ready())
     _serve(primary)
     os._exit(0)
-
-
-def _open_standard_descriptors() -> None:
-    """What is closed of 0, 1 and 2 must not become something else."""
-    for target in range(3):
-        try:
-            os.fstat(target)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
 
 
 def _is_alone(primary: "socket.socket") -> bool:
@@ -176,13 +167,9 @@ def _become_worker(descriptors: list[int]) -> NoReturn:
             directory = rest.pop()
             os.fchdir(directory)
             os.close(directory)
-        standard = dict(zip(clone.standard, rest, strict=True))
-        for target in range(3):
-            if target in standard:
-                os.dup2(standard[target], target)
-                os.close(standard[target])
-            else:
-                os.close(target)
+        for target, fd in enumerate(rest):
+            os.dup2(fd, target)
+            os.close(fd)
         os.environ.clear()
         os.environb.update(clone.env)
         sys.path[:] = told.path
