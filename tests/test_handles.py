@@ -15,6 +15,7 @@ import pytest
 from harness import Programs, connect, free_port, is_stopped, read_all, wait_until
 from puppets import Start, puppets, who_answers, worker_in
 from pycluster import protocol
+from pycluster.errors import ProtocolError
 from pycluster.listeners import Listeners
 
 RR_AND_NONE = ["rr", "none"]
@@ -488,6 +489,22 @@ def test_nonsense_from_a_worker_harms_nobody_else(start: Start, kind: str, nonse
             os.kill(cluster.pid(liar), signal.SIGKILL)
         cluster.wait_for_exit(liar)
         assert cluster.do(0, "descriptors") == before, what
+
+
+def test_a_worker_that_asks_for_something_before_it_is_online_loses_its_channel(cluster_program: Programs) -> None:
+    ended = cluster_program("before_online").finish()
+    assert ended.returncode == 0
+    closed = {fact["what"]: fact["closed"] for fact in ended.facts if fact["event"] == "said"}
+    assert closed == {"a listen": True, "a release": True, "a leave": True, "a listen when it is online": False}
+    assert ended.facts[-1]["same"] is True
+
+
+def test_a_frame_of_control_is_what_a_worker_says_or_a_protocol_error() -> None:
+    nest = b"\x82\xa4type\xa6Online\xa1x" + b"\x91" * 20000 + b"\xc0"
+    no_text = protocol.encode(bind(["127.0.0.1", 50999])).replace(b"127", b"\xff\xff\xff")
+    for payload in (b"", b"\xc1", nest, no_text, protocol.encode(protocol.Disconnect())):
+        with pytest.raises(ProtocolError):
+            protocol.decode_from_worker(payload)
 
 
 def test_the_primary_resolves_no_name_for_a_worker() -> None:
