@@ -518,6 +518,15 @@ def test_the_primary_resolves_no_name_for_a_worker() -> None:
         listeners.bind(1, said, sock, "rr", None)
 
 
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_the_primary_binds_nothing_but_a_stream_socket_to_a_path(tmp_path: pathlib.Path, kind: int) -> None:
+    path = tmp_path / "socket"
+    said = protocol.Bind(seq=1, family=int(socket.AF_UNIX), kind=int(kind), address=bytes(path))
+    with socket.socket(socket.AF_UNIX, kind) as sock, pytest.raises(OSError, match="family"):
+        Listeners(lambda seconds, function: None).bind(1, said, sock, "rr", None)
+    assert not path.exists()
+
+
 def test_a_backlog_out_of_range_harms_nobody(start: Start) -> None:
     cluster = start(workers=2, expects_traceback=True)
     port = cluster.do(1, "listen", port=free_port())["name"][1]

@@ -7,6 +7,7 @@ closed is kept until the workers that still take what lies in their channels are
 """
 
 import errno
+import itertools
 import os
 import socket
 from collections.abc import Callable, Hashable, Iterator
@@ -21,6 +22,11 @@ from .worker import Address
 
 Policy = Literal["rr", "none"]
 
+# What workers share. A datagram socket on a path is none of it: its file would be made with the primary's rights.
+_SHARED = {
+    *itertools.product((socket.AF_INET, socket.AF_INET6), (socket.SOCK_STREAM, socket.SOCK_DGRAM)),
+    (socket.AF_UNIX, socket.SOCK_STREAM),
+}
 # A server may unlink its socket's file after it has closed the socket (asyncio does from Python 3.13 on), which nothing
 # tells us of: when a worker has closed one, its file is looked for once more after so many seconds.
 LOOK_AGAIN_S = 0.2
@@ -55,7 +61,7 @@ class Listeners:
         """
         if (sock.family, sock.type) != (said.family, said.kind):
             raise OSError(errno.EINVAL, "the socket is not what it is said to be")
-        if said.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        if (said.family, said.kind) not in _SHARED:
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         if not isinstance(said.address, bytes):
             _expect_numeric(said.address[:1])
