@@ -288,18 +288,24 @@ cdef uint64_t started_now():
 #     so the template forks once in the ordinary way when it has imported all, and they stay stopped. (Else the first
 #     product of matrices in a worker waits for ever.) OpenSSL, whose random numbers must not be repeated, looks at its
 #     process's id.
-# clone and not clone3, which has nothing more to give here: Docker's default profile of system calls refuses clone3.
+# The template may be killed at any moment, and the primary is to know its child all the same: the kernel writes the
+# child's id into memory that both share, after there is a child and before it runs (CLONE_PARENT_SETTID). clone and not
+# clone3, which could give a pidfd besides: Docker's default profile of system calls refuses clone3.
 #
 # The lifeline is the one thing in a worker that must work even when Python does not: a thread that needs no GIL waits
 # until the primary's end of the control channel closes, gives Python a grace to leave by itself, and ends the process.
+# A worker that has disconnected closes the channel itself, and may take its time to end. From then on the thread waits
+# for the primary's own end, by a pidfd that costs a descriptor only now; the channel would tell nothing any more.
 
 cdef enum:
     THREAD_STACK_SIZE = 262144  # both threads keep a few kB on it; glibc puts its thread-local storage there too
+    NO_PIDFD_MS = 200           # how often a worker without a descriptor for a pidfd looks who its parent is
 
 cdef sigset_t mask_before_fork
 cdef int lifeline_fd = -1
 cdef uint64_t lifeline_grace_ns = 0
-cdef uint64_t lifeline_armed = 0
+cdef uint64_t lifeline_on_channel = 0
+cdef pid_t lifeline_parent = 0
 
 
 cdef int start_thread(pthread_t *thread, void *(*body)(void *) noexcept nogil) noexcept nogil:
@@ -362,11 +368,14 @@ cdef pid_t *kept_thread_id() noexcept nogil:
     return kept
 
 
-def fork_sibling():
+def fork_sibling(int note):
     """Fork this process, which has no other thread, as a child of its own parent. Else as `fork`.
 
+    Args:
+      note: a file in memory (borrowed), whose first four bytes become the child's id before the child runs.
+
     Returns:
-      `(pid, pidfd)` in this process, which owns the pidfd, but cannot wait for the child; `(0, -1)` in the child.
+      The child's id in this process, which cannot wait for it; 0 in the child.
 
     Raises:
       OSError: no child is left behind. EOPNOTSUPP: this C library or kernel does not tell where the thread's id is.
@@ -374,8 +383,8 @@ def fork_sibling():
     global mask_before_fork
     cdef sigset_t everything
     cdef int error
-    cdef int pidfd = -1
     cdef pid_t pid
+    cdef pid_t *noted
     cdef pid_t *thread_id = kept_thread_id()
     cdef void *robust_mutexes = NULL
     cdef size_t size = 0
@@ -383,6 +392,10 @@ def fork_sibling():
         raise OSError(
             EOPNOTSUPP, "this C library or kernel does not tell what a clone needs to know; set start_method='spawn'"
         )
+    noted = <pid_t *>mmap(NULL, sizeof(pid_t), PROT_READ | PROT_WRITE, MAP_SHARED, note, 0)
+    if noted == MAP_FAILED:
+        raise system_error("mmap", errno)
+    noted[0] = 0  # now there is a page, and the kernel's write cannot fail, whatever signal has come by then
     syscall(SYS_get_robust_list, 0, &robust_mutexes, &size)
     sigfillset(&everything)
     pthread_sigmask(SIG_SETMASK, &everything, &mask_before_fork)
@@ -390,23 +403,25 @@ def fork_sibling():
     # Where the child's thread id goes is the fourth argument on x86, and the fifth on ARM; the other one is not used.
     pid = <pid_t>syscall(
         SYS_clone,
-        CLONE_PARENT | CLONE_PIDFD | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD,
+        CLONE_PARENT | CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | SIGCHLD,
         NULL,
-        &pidfd,
+        noted,
         thread_id,
         thread_id,
     )
     if pid == 0:
         if robust_mutexes != NULL:
             syscall(SYS_set_robust_list, robust_mutexes, size)
+        munmap(noted, sizeof(pid_t))
         PyOS_AfterFork_Child()
-        return 0, -1
+        return 0
     error = errno
+    munmap(noted, sizeof(pid_t))
     PyOS_AfterFork_Parent()
     pthread_sigmask(SIG_SETMASK, &mask_before_fork, NULL)
     if pid < 0:
         raise system_error("clone", error)
-    return pid, pidfd
+    return pid
 
 
 def restore_signals():
@@ -414,22 +429,71 @@ def restore_signals():
     pthread_sigmask(SIG_SETMASK, &mask_before_fork, NULL)
 
 
+def limit_rights(uid_t user, gid_t group, object groups):
+    """Let this thread, for the rest of its life, have to files the rights of that user, and of these groups.
+
+    By the ids for files alone, which let nobody signal or trace the thread who could not before. With the user root is
+    left, so are its capabilities over files. The C library would change the groups of all threads.
+
+    Args:
+      groups: the supplementary ones; None to keep this thread's.
+
+    Raises:
+      PermissionError: this process may not take them; the thread may have some of them by now.
+    """
+    cdef gid_t kept[1]
+    cdef int dumpable = prctl(PR_GET_DUMPABLE, 0)
+    if groups is not None:
+        if len(groups) > 1:
+            raise ValueError(f"a worker has one supplementary group at most, not {groups!r}")
+        if groups:
+            kept[0] = groups[0]
+        if syscall(SYS_setgroups, <long>len(groups), kept) < 0:
+            raise system_error("setgroups", errno)
+    setfsgid(group)
+    setfsuid(user)
+    # The kernel takes the process for one that has changed its user, which must not write a core file: it has not.
+    if dumpable == 1:
+        prctl(PR_SET_DUMPABLE, 1)
+    # They report no error. What is no id changes nothing, and tells what is.
+    if <uid_t>setfsuid(<uid_t>-1) != user or <gid_t>setfsgid(<gid_t>-1) != group:
+        raise system_error("setfsuid", EPERM)
+
+
 def arm_lifeline(int fd, double grace_s):
-    """Watch the control channel `fd` (borrowed): `grace_s` seconds after its peer has closed, exit with status 0."""
-    global lifeline_fd, lifeline_grace_ns
+    """Watch the control channel `fd` (borrowed): `grace_s` seconds after its peer has closed, exit with status 0.
+
+    In a child of the primary's, which is its parent as long as that lives.
+    """
+    global lifeline_fd, lifeline_grace_ns, lifeline_parent
     cdef pthread_t thread
     lifeline_fd = fd
     lifeline_grace_ns = <uint64_t>(grace_s * 1e9)
-    store(&lifeline_armed, 1)
+    lifeline_parent = getppid()
+    store(&lifeline_on_channel, 1)
     cdef int error = start_thread(&thread, watch_lifeline)
     if error < 0:
         raise system_error("pthread_create", -error)
     pthread_detach(thread)
 
 
-def disarm_lifeline():
-    """Call this before an orderly close. The thread ends when the descriptor is shut down."""
-    store(&lifeline_armed, 0)
+def expect_orderly_close():
+    """Let the channel close: from then on the lifeline hangs on the primary itself."""
+    store(&lifeline_on_channel, 0)
+
+
+cdef void wait_for_parent() noexcept nogil:
+    """Return when the process that was the parent is gone."""
+    cdef pollfd watched
+    watched.events = POLLIN
+    while True:
+        watched.fd = <int>syscall(SYS_pidfd_open, lifeline_parent, 0)
+        # After the call: as long as it is the parent, its number is nobody else's.
+        if getppid() != lifeline_parent:
+            return  # and this process is about to end
+        poll(&watched, 1, -1 if watched.fd >= 0 else NO_PIDFD_MS)
+        if watched.fd >= 0:
+            close(watched.fd)
 
 
 cdef void *watch_lifeline(void *nothing) noexcept nogil:
@@ -439,12 +503,12 @@ cdef void *watch_lifeline(void *nothing) noexcept nogil:
     watched.events = POLLRDHUP
     while poll(&watched, 1, -1) < 0 and errno == EINTR:
         pass
+    if not load(&lifeline_on_channel):
+        wait_for_parent()
     grace.tv_sec = <long>(lifeline_grace_ns // 1000000000)
     grace.tv_nsec = <long>(lifeline_grace_ns % 1000000000)
     nanosleep(&grace, NULL)
-    if load(&lifeline_armed):
-        _exit(0)
-    return NULL
+    _exit(0)
 
 
 def create_timer():

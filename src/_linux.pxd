@@ -5,11 +5,13 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<errno.h>" nogil:
     enum:
-        EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EMFILE, ENOBUFS, ENOENT, ENOMEM, EOPNOTSUPP, EPIPE
+        EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EMFILE, ENOBUFS, ENOENT, ENOMEM, EOPNOTSUPP, EPERM, EPIPE
         EPROTO, ETOOMANYREFS
 
 
 cdef extern from "<sys/types.h>" nogil:
+    ctypedef unsigned int gid_t
+    ctypedef unsigned int uid_t
     ctypedef int pid_t
     ctypedef long off_t
 
@@ -30,6 +32,7 @@ cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     pid_t c_fork "fork"()
     int ftruncate(int fd, int64_t length)
+    pid_t getppid()
     off_t lseek(int fd, off_t offset, int whence)
     ssize_t read(int fd, void *buffer, size_t count)
     ssize_t write(int fd, const void *buffer, size_t count)
@@ -73,11 +76,17 @@ cdef extern from "<sys/wait.h>" nogil:
 cdef extern from "<sys/syscall.h>" nogil:
     enum:
         SYS_clone, SYS_getdents64, SYS_get_robust_list, SYS_gettid, SYS_pidfd_open, SYS_set_robust_list
+        SYS_setgroups
+
+
+cdef extern from "<sys/fsuid.h>" nogil:
+    int setfsgid(gid_t group)
+    int setfsuid(uid_t user)
 
 
 cdef extern from "<sys/prctl.h>" nogil:
     enum:
-        PR_GET_TID_ADDRESS, PR_SET_NAME
+        PR_GET_DUMPABLE, PR_GET_TID_ADDRESS, PR_SET_DUMPABLE, PR_SET_NAME
     int prctl(int option, unsigned long argument, ...)
 
 
@@ -85,7 +94,7 @@ cdef extern from "<sched.h>" nogil:
     struct sched_param:
         int sched_priority
     enum:
-        CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_PARENT, CLONE_PIDFD, SCHED_BATCH
+        CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_PARENT, CLONE_PARENT_SETTID, SCHED_BATCH
     int sched_yield()
     int sched_setscheduler(pid_t pid, int policy, const sched_param *parameter)
 
@@ -96,6 +105,7 @@ cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
     int memfd_create(const char *name, unsigned int flags)
     void *mmap(void *address, size_t length, int protection, int flags, int fd, int64_t offset)
+    int munmap(void *address, size_t length)
 
 
 cdef extern from "<sys/resource.h>" nogil:

@@ -179,6 +179,12 @@ def test_a_worker_that_lies_and_accepts_nothing_does_not_starve_the_others(balan
     assert fact["lost"] == 0
 
 
+def test_a_worker_whose_numbers_somebody_has_written_over_is_served(balance_case: Case) -> None:
+    fact = balance_case("overwritten_numbers")
+    assert fact["served"] == fact["rounds"]
+    assert fact["lost"] == 0
+
+
 def test_a_worker_that_takes_more_than_its_buffer_holds_does_not_hold_up_the_others(balance_case: Case) -> None:
     fact = balance_case("a_worker_that_hoards")
     assert fact["all_placed"]

@@ -392,6 +392,27 @@ def test_a_payload_is_a_message_or_a_protocol_error(payload: bytes, serializatio
         os.close(fd)
 
 
+@pytest.mark.parametrize(
+    ("serialization", "payload"),
+    [
+        ("msgpack", b"\x91" * 20000 + b"\xc0"),
+        ("json", b"[" * 20000),
+        ("msgpack", b"\xa3\xff\xff\xff"),
+        ("json", b'"\xff"'),
+    ],
+    ids=["a nest", "a nest in JSON", "no text", "no text in JSON"],
+)
+def test_a_nest_and_text_that_is_no_utf_8_are_protocol_errors_and_leave_no_descriptor(
+    serialization: Literal["msgpack", "json"], payload: bytes
+) -> None:
+    with raw_and_channel(serialization=serialization) as (_, end):
+        fd = marked_descriptor("handle")
+        with pytest.raises(ProtocolError):
+            end.channel.decode_message(payload, fd)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
 # ---- Descriptors that do not fit
 
 

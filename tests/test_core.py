@@ -161,8 +161,16 @@ def test_a_fork_without_a_descriptor_for_its_pidfd_leaves_no_child(core_case: Ca
     assert (fact["error"], fact["children"]) == (MANY_FILES, 0)
 
 
-@pytest.mark.parametrize(("armed", "status"), [("armed", 0), ("disarmed", 3)])
-def test_an_armed_lifeline_ends_a_busy_process_whose_channel_has_closed(
-    core_case: Case, armed: str, status: int
+@pytest.mark.parametrize(("close", "status"), [("unexpected", 0), ("orderly", 3)])
+def test_the_lifeline_ends_a_busy_process_whose_channel_has_closed_unexpectedly(
+    core_case: Case, close: str, status: int
 ) -> None:
-    assert core_case("lifeline", armed)["status"] == status
+    assert core_case("lifeline", close)["status"] == status
+
+
+@pytest.mark.parametrize("descriptors", ["some", "none"])
+def test_the_lifeline_hangs_on_the_parent_when_the_channel_has_closed_in_order(
+    core_case: Case, descriptors: str
+) -> None:
+    fact = core_case("orphan", descriptors)
+    assert (fact["lives"], fact["left"]) == (True, "")

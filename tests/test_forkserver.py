@@ -134,6 +134,18 @@ def test_a_template_that_does_not_answer_is_killed(case: Case) -> None:
     assert facts["descriptors"] < 0  # the template's
 
 
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+def test_a_worker_whose_template_ends_before_it_has_told_of_it_is_a_worker_like_any_other(
+    cluster_program: Programs, how: str
+) -> None:
+    facts = cluster_program("forkserver_cases", "interrupted", env={"PRELOADED": how}).wait_for("facts")
+    assert facts["children"] is True
+    assert facts["ids"] == [1, 2]
+    assert facts["said"] == [["alive"], ["alive"]]
+    assert facts["ends"] == [[None, "SIGTERM"], [None, "SIGTERM"]]
+    assert facts["left"] == facts["after"] == []
+
+
 def test_fork_fails_where_the_directory_is_missing(case: Case) -> None:
     facts = case("directories")
     assert facts["errors"] == ["FileNotFoundError", "NotADirectoryError"]

@@ -15,6 +15,7 @@ import pytest
 from harness import Programs, connect, free_port, is_stopped, read_all, wait_until
 from puppets import Start, puppets, who_answers, worker_in
 from pycluster import protocol
+from pycluster.errors import ProtocolError
 from pycluster.listeners import Listeners
 
 RR_AND_NONE = ["rr", "none"]
@@ -490,15 +491,40 @@ def test_nonsense_from_a_worker_harms_nobody_else(start: Start, kind: str, nonse
         assert cluster.do(0, "descriptors") == before, what
 
 
+def test_a_worker_that_asks_for_something_before_it_is_online_loses_its_channel(cluster_program: Programs) -> None:
+    ended = cluster_program("before_online").finish()
+    assert ended.returncode == 0
+    closed = {fact["what"]: fact["closed"] for fact in ended.facts if fact["event"] == "said"}
+    assert closed == {"a listen": True, "a release": True, "a leave": True, "a listen when it is online": False}
+    assert ended.facts[-1]["same"] is True
+
+
+def test_a_frame_of_control_is_what_a_worker_says_or_a_protocol_error() -> None:
+    nest = b"\x82\xa4type\xa6Online\xa1x" + b"\x91" * 20000 + b"\xc0"
+    no_text = protocol.encode(bind(["127.0.0.1", 50999])).replace(b"127", b"\xff\xff\xff")
+    for payload in (b"", b"\xc1", nest, no_text, protocol.encode(protocol.Disconnect())):
+        with pytest.raises(ProtocolError):
+            protocol.decode_from_worker(payload)
+
+
 def test_the_primary_resolves_no_name_for_a_worker() -> None:
     """A name server that does not answer would hold it up."""
     listeners = Listeners(lambda seconds, function: None)
     for address in (("localhost", 50999), ("no.such.host.", 50999), ("", 50999), ("x" * 300, 50999)):
         with socket.socket() as sock, pytest.raises(OSError, match="no numeric host"):
-            listeners.bind(1, bind(address), sock, "rr")
+            listeners.bind(1, bind(address), sock, "rr", None)
     said = protocol.Bind(seq=1, family=int(socket.AF_NETLINK), kind=int(socket.SOCK_RAW), address=(1, 1))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as sock, pytest.raises(OSError, match="family"):
-        listeners.bind(1, said, sock, "rr")
+        listeners.bind(1, said, sock, "rr", None)
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_the_primary_binds_nothing_but_a_stream_socket_to_a_path(tmp_path: pathlib.Path, kind: int) -> None:
+    path = tmp_path / "socket"
+    said = protocol.Bind(seq=1, family=int(socket.AF_UNIX), kind=int(kind), address=bytes(path))
+    with socket.socket(socket.AF_UNIX, kind) as sock, pytest.raises(OSError, match="family"):
+        Listeners(lambda seconds, function: None).bind(1, said, sock, "rr", None)
+    assert not path.exists()
 
 
 def test_a_backlog_out_of_range_harms_nobody(start: Start) -> None:

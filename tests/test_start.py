@@ -295,6 +295,18 @@ def test_a_worker_with_fewer_rights_still_gets_a_port_that_only_root_may_bind(
     assert only(facts, "primary")["uid"] == 0
 
 
+@pytest.mark.parametrize("closed", ["0", "1", "012"])
+def test_what_a_primary_is_started_without_of_0_1_and_2_is_dev_null(
+    cluster_program: Programs, method: str, closed: str
+) -> None:
+    facts = cluster_program("without_standard", method, closed).wait_for("facts")
+    primary, worker = facts["primary"], facts["worker"]["standard"]
+    assert len(primary) == len(worker) == 3
+    for fd in map(int, closed):
+        assert primary[fd] == worker[fd] == "/dev/null"
+    assert (facts["worker"]["served"], facts["exit"]) == (True, 0)
+
+
 # ---- What it does as a worker
 
 

@@ -195,6 +195,15 @@ def test_a_disconnected_worker_may_still_choose_its_exit_status(cluster_program:
     assert (exit["code"], exit["asked"]) == (9, True)
 
 
+def test_a_disconnected_worker_that_refuses_to_end_is_gone_when_the_primary_is(cluster_program: Programs) -> None:
+    program = cluster_program("disconnected", "live on", "primary", 1)
+    program.wait_for("lives on")
+    program.wait_for("disconnect")
+    assert len(program.processes()) == 2
+    program.send_signal(signal.SIGKILL)
+    assert program.wait_until_alone() == []
+
+
 def test_a_worker_that_ends_by_itself_after_disconnect_ends_with_0(cluster_program: Programs) -> None:
     facts = cluster_program("disconnected", "end", "worker", 1).finish().facts
     exit = only(facts, "exit")

@@ -7,7 +7,6 @@ it ends the main thread's script with SystemExit, delivered by a signal, so that
 
 import atexit
 import contextlib
-import errno
 import math
 import os
 import select
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _cluster, adapt, descriptors, heartbeat, listener, native, protocol
+from .calls import Calls
 from .channel import CONTROL, Channel, Handle
 from .errors import ProtocolError
 from .script import Script
@@ -42,15 +42,6 @@ END_SIGNAL = signal.SIGURG
 HANDLERS_S = 0.2
 # Messages that wait in memory when the script ends have this long to reach the primary.
 FLUSH_S = 5.0
-
-
-class _Waiter:
-    """A thread that waits for the answer to a request."""
-
-    def __init__(self) -> None:
-        self.done = native.Event()
-        self.reply: protocol.Reply | None = None
-        self.fd: int | None = None
 
 
 class Child:
@@ -89,9 +80,7 @@ class Child:
             max_message_size=settings.max_message_size,
             defer=self.defer,
         )
-        self._requests = 0
-        self._waiters: dict[int, _Waiter] = {}
-        self._request_lock = native.allocate_lock()
+        self._calls = Calls(self._channel, self._wait, self.defer)
         self._draining = False
         self._said_drained = False
         self.quiet = native.Event()
@@ -120,7 +109,7 @@ class Child:
         os.register_at_fork(after_in_child=self._abandon)
         heartbeat.watch_every(self.settings.worker_timeout)
         if self.settings.share_ports:
-            listener.install(self)
+            listener.install(self._calls)
             adapt.install(self)
         self._controlled = True
         native.start_thread(self._run, "pycluster-control")
@@ -179,68 +168,6 @@ class Child:
     def is_connected(self, worker: Worker) -> bool:
         return not self._closed.is_set()
 
-    # Listener's Primary: requests, from any thread
-
-    def bind(
-        self, family: int, kind: int, address: Any, fd: int, *, index: int | None, over_stale: bool
-    ) -> descriptors.Bound:
-        reply, shared = self._request(
-            lambda seq: protocol.Bind(seq, family, kind, address, index=index, over_stale=over_stale), fd
-        )
-        return self._bound(reply, shared, kind == socket.SOCK_DGRAM)
-
-    def bind_descriptor(self, fd: int) -> descriptors.Bound:
-        reply, shared = self._request(lambda seq: protocol.BindDescriptor(seq, fd))
-        return self._bound(reply, shared, True)
-
-    def _bound(self, reply: protocol.Reply, fd: int | None, wants_fd: bool) -> descriptors.Bound:
-        if wants_fd and fd is None and not reply.quiet:
-            self.release(reply.key)
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
-        address = tuple(reply.address) if isinstance(reply.address, list) else None
-        return descriptors.Bound(reply.key, address, fd)
-
-    def listen(self, key: int, backlog: int) -> tuple[int, int | None] | None:
-        reply, fd = self._request(lambda seq: protocol.Listen(seq=seq, key=key, backlog=backlog))
-        if reply.quiet:
-            return None
-        if fd is None:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # it was sent, and did not fit into our table
-        return fd, reply.cell
-
-    def release(self, key: int) -> None:
-        self._channel.send_control(protocol.encode(protocol.Release(key)))
-
-    def _request(
-        self, make: Callable[[int], protocol.FromWorker], fd: int | None = None
-    ) -> tuple[protocol.Reply, int | None]:
-        waiter = _Waiter()
-        with self._request_lock:
-            self._requests += 1
-            seq = self._requests
-            self._waiters[seq] = waiter
-        self._channel.send_control(protocol.encode(make(seq)), fd)
-        if self._channel.closed:
-            self._give_up(seq)
-        elif native.get_ident() == self._control:
-            while not waiter.done.is_set():
-                self._poll(None)
-        waiter.done.wait()  # for the reply, or for the end of the channel
-        reply = waiter.reply
-        if reply is None:
-            if native.get_ident() == self._main:
-                native.sleep(1.0)  # the end of the script is on its way, and says more than an error
-            raise OSError(errno.ESHUTDOWN, "this worker is disconnected from its primary")
-        if reply.error:
-            raise OSError(reply.error, reply.reason or os.strerror(reply.error))
-        return reply, waiter.fd
-
-    def _give_up(self, seq: int) -> None:
-        with self._request_lock:
-            waiter = self._waiters.pop(seq, None)
-        if waiter is not None:
-            waiter.done.set()
-
     # The control thread
 
     def defer(self, function: Callable[[], object]) -> None:
@@ -252,6 +179,13 @@ class Child:
                 os.eventfd_write(self._wake, 1)
         else:
             self._run_deferred()
+
+    def _wait(self, event: native.Event) -> None:
+        """Wait for what comes on the channel. Any thread; this one is the only one that reads there."""
+        if native.get_ident() == self._control:
+            while not event.is_set():
+                self._poll(None)
+        event.wait()
 
     def _run(self) -> None:
         self._control = native.get_ident()
@@ -337,14 +271,7 @@ class Child:
             if fd is not None:
                 heartbeat.write_stacks_to(fd)
             return
-        with self._request_lock:
-            waiter = self._waiters.pop(said.seq, None)
-        if waiter is None:
-            if fd is not None:
-                native.close(fd)
-            return
-        waiter.reply, waiter.fd = said, fd
-        waiter.done.set()
+        self._calls.answer(said, fd)
 
     def _deliver(self) -> None:
         """Messages wait, as in Node.js, until somebody listens for them."""
@@ -374,7 +301,7 @@ class Child:
         return waiting
 
     def _say_drained(self) -> None:
-        _cluster.disarm_lifeline()
+        _cluster.expect_orderly_close()
         self._said_drained = True
         self._channel.send_control(protocol.encode(protocol.Drained()))
 
@@ -385,8 +312,7 @@ class Child:
         self._channel.close()
         self._closed.set()
         self._be_quiet()
-        for seq in list(self._waiters):
-            self._give_up(seq)
+        self._calls.give_up()
         self.worker.process.emit("disconnect")
         self.worker.emit("disconnect")
         for emitter in (self.worker.process, self.worker):

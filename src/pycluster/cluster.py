@@ -9,12 +9,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from . import _cluster, listener, takeover
 from .child import Child, exit_status
 from .counters import ClusterStats, make_counter, read_stats
-from .errors import NotPrimaryError, NotWorkerError, ReloadError
+from .current import Process
+from .errors import NotPrimaryError, ReloadError
 from .events import Emitter, log_exception
 from .listeners import Policy
 from .primary import Primary
@@ -24,10 +25,8 @@ from .script import find_script
 from .settings import Settings
 from .signals import handling
 from .start import flush_standard_streams
-from .worker import Address, Worker, WorkerProcess
-
-if TYPE_CHECKING:
-    from .channel import Callback, Handle, HasFileno
+from .stdio import fill_standard_descriptors
+from .worker import Address, Worker
 
 SCHED_NONE: Literal["none"] = "none"
 SCHED_RR: Literal["rr"] = "rr"
@@ -412,6 +411,7 @@ class Cluster(Emitter):
 
     def _need_region(self) -> None:
         if not self._has_region:
+            fill_standard_descriptors()
             _cluster.create_region(self._settings.max_workers, self._settings.max_counters)
             self._has_region = True
 
@@ -457,44 +457,6 @@ class Cluster(Emitter):
             logging.getLogger("pycluster").error("the reload has stopped: %s", error)
 
 
-class Process:
-    """`pycluster.process`: in a worker its `WorkerProcess`, with the same names; in the primary mostly errors."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-
-    def _own(self, name: str) -> WorkerProcess:
-        child = self._cluster._child
-        if child is None:
-            raise NotWorkerError(f"process.{name} is a worker's; this is the primary")
-        return child.worker.process
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own(name), name)
-
-    def send(
-        self,
-        message: object,
-        handle: "Handle | HasFileno | None" = None,
-        *,
-        keep_open: bool = False,
-        callback: "Callback | None" = None,
-    ) -> bool:
-        """Send a message to the primary; see `Worker.send`."""
-        worker = self._own("send")._worker
-        return worker._role.send(worker, message, handle, keep_open, callback)
-
-    @property
-    def pid(self) -> int:
-        """This process's id."""
-        return os.getpid()
-
-    @property
-    def connected(self) -> bool:
-        """Whether there is a primary to talk to; False in the primary."""
-        return self._cluster.is_worker and self._own("connected").connected
-
-
 def _policy_of_environment() -> Policy:
     value = os.environ.get(POLICY_VARIABLE, SCHED_RR)
     if value == SCHED_RR:
@@ -515,6 +477,6 @@ def _run_at_exit(function: Callable[[], None]) -> None:
 
 
 cluster = Cluster()
-process = Process(cluster)
+process = Process(lambda: cluster.worker)
 
 __all__ = ["SCHED_NONE", "SCHED_RR", "Address", "Cluster", "cluster", "process"]

@@ -31,7 +31,7 @@ class Bound(NamedTuple):
 
 
 class Primary(Protocol):
-    """What this room asks of the primary; `Child` does the asking."""
+    """What this room asks of the primary; `Calls` does the asking."""
 
     def bind(self, family: int, kind: int, address: Any, fd: int, *, index: int | None, over_stale: bool) -> Bound: ...
 

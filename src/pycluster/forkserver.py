@@ -10,14 +10,17 @@ worker. A clone is a child of the primary, not of the template: workers go on wh
        │<──────────────────── Ready ──┤                           ·
        ├── Clone, descriptors ───────>│                           ·
        │                              ├── clone(CLONE_PARENT) ───>│ becomes the worker
-       │<──────────── Cloned, pidfd ──┤                           │
+       │<──────────────────── Cloned ─┤                           │
        │<──────────────────────────────────────── Online ─────────┤
+
+A template that is killed in the middle of it may have made the worker or not. The kernel writes the worker's process id
+into the request's file before the worker runs. So once the template is dead the file tells, and the worker is taken as
+it is: its channel and its slot are the request's, and it may have said that it is online.
 
 All of it runs in the thread that forks, but for the template's end, which may be dispatched.
 """
 
 import contextlib
-import errno
 import os
 import select
 import signal
@@ -101,29 +104,32 @@ class Forkserver:
         directory = _open_directory(settings.cwd)
         body = -1
         try:
-            standard = {
-                target: target if given is None else given
-                for target, given in enumerate(stdio.descriptors)
-                if given is not None or _is_open(target)
-            }
-            clone = protocol.Clone(told, environment, list(standard), directory is not None)
+            standard = [target if given is None else given for target, given in enumerate(stdio.descriptors)]
+            clone = protocol.Clone(told, environment, directory is not None)
             body = os.memfd_create("pycluster-clone", os.MFD_CLOEXEC)
             with open(body, "wb", closefd=False) as file:
-                file.write(msgspec.msgpack.encode(clone))
-            descriptors = [body, told.channel, told.region, *standard.values()]
+                file.write(bytes(protocol.CLONE_OFFSET) + msgspec.msgpack.encode(clone))
+            descriptors = [body, told.channel, told.region, *standard]
             if directory is not None:
                 descriptors.append(directory)
-            cloned, pidfd = self._ask(template, descriptors)
+            try:
+                self._ask(template, descriptors)
+            except (_Gone, ClusterError):
+                if not _clone_in(body):
+                    raise
+            except BaseException:
+                _kill(_clone_in(body))
+                raise
+            pid = _clone_in(body)
+            try:
+                return pid, os.pidfd_open(pid)
+            except OSError:
+                _kill(pid)
+                raise
         finally:
             for fd in (directory, body):
                 if fd is not None and fd >= 0:
                     native.close(fd)
-        if cloned.error:
-            raise OSError(cloned.error, cloned.reason)
-        if pidfd is None:
-            _kill(cloned.pid)  # its pidfd was sent, and did not fit into our table
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return cloned.pid, pidfd
 
     def discard(self) -> None:
         """End the template, if there is one: the next fork starts another. Workers go on. Idempotent."""
@@ -188,10 +194,14 @@ class Forkserver:
         self._loop.watch(pidfd, lambda _: self._end(template))
         return template
 
-    def _ask(self, template: _Template, descriptors: list[int]) -> tuple[protocol.Cloned, int | None]:
+    def _ask(self, template: _Template, descriptors: list[int]) -> None:
+        """Have a clone made. When this raises anything, the template has ended, or has made none."""
         try:
             socket.send_fds(template.socket, [b"\0"], descriptors, socket.MSG_NOSIGNAL)
-            return _receive(template.socket)
+            said = template.socket.recv(_MESSAGE_SIZE)
+            if not said:
+                raise EOFError
+            cloned = msgspec.msgpack.decode(said, type=protocol.Cloned)
         except BaseException as error:
             self._end(template)  # or the next one would get what this one has asked for
             if isinstance(error, (EOFError, BrokenPipeError, ConnectionResetError)):
@@ -201,6 +211,8 @@ class Forkserver:
                     f"the template of start_method 'forkserver' has not answered for {CLONE_S:g} s, and was killed"
                 ) from None
             raise
+        if cloned.error:
+            raise OSError(cloned.error, cloned.reason)
 
     def _end(self, template: _Template) -> str:
         """Kill it, if it lives, reap it, and close what is open. Returns how it has ended."""
@@ -217,7 +229,6 @@ class Forkserver:
         except ChildProcessError:
             ended = None  # the user's code has waited for any child and got this one
         native.close(template.pidfd)
-        _discard_clone(template.socket)
         template.socket.close()
         if ended is None:
             return "it has ended"
@@ -226,31 +237,20 @@ class Forkserver:
         return f"it was killed by signal {ended.si_status}"
 
 
-def _receive(sock: socket.socket) -> tuple[protocol.Cloned, int | None]:
-    said, descriptors, _, _ = socket.recv_fds(sock, _MESSAGE_SIZE, 1, socket.MSG_CMSG_CLOEXEC)
-    if not said:
-        raise EOFError
-    return msgspec.msgpack.decode(said, type=protocol.Cloned), descriptors[0] if descriptors else None
-
-
-def _discard_clone(sock: socket.socket) -> None:
-    """Kill the worker that a template has made before it died, and that nobody waits for any more, if there is one."""
-    sock.setblocking(False)
-    try:
-        cloned, pidfd = _receive(sock)
-    except (OSError, EOFError):
-        return
-    if pidfd is not None:
-        native.close(pidfd)
-    if cloned.pid:
-        _kill(cloned.pid)
+def _clone_in(body: int) -> int:
+    """The process id of the clone that was made for the request in this file; 0 if none was."""
+    return int.from_bytes(os.pread(body, protocol.CLONE_OFFSET, 0), sys.byteorder)
 
 
 def _kill(pid: int) -> None:
-    """Kill a child that is not reaped, and reap it."""
-    os.kill(pid, signal.SIGKILL)
+    """Kill a worker that nobody is to have, and reap it; 0 is none."""
+    if pid == 0:
+        return
     with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, 0)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # it is a child, and the number is its own
+        with contextlib.suppress(PermissionError):  # it has more rights by now: it ends with its channel
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _open_directory(path: str | None) -> int | None:
@@ -261,14 +261,6 @@ def _open_directory(path: str | None) -> int | None:
         if path is None:
             return None  # `sudo -u somebody` in root's home: nobody can go there, and one can still be there
         raise
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def _has_ended(pidfd: int) -> bool:

@@ -7,6 +7,7 @@ closed is kept until the workers that still take what lies in their channels are
 """
 
 import errno
+import itertools
 import os
 import socket
 from collections.abc import Callable, Hashable, Iterator
@@ -14,12 +15,18 @@ from typing import Literal
 
 from . import _cluster, native, protocol
 from .handles import DatagramHandle, Handle, RoundRobinHandle, SharedHandle, Ticket
+from .rights import Rights
 from .socketfile import SocketFile, bind_file
 from .sockets import duplicate_listener
 from .worker import Address
 
 Policy = Literal["rr", "none"]
 
+# What workers share. A datagram socket on a path is none of it: its file would be made with the primary's rights.
+_SHARED = {
+    *itertools.product((socket.AF_INET, socket.AF_INET6), (socket.SOCK_STREAM, socket.SOCK_DGRAM)),
+    (socket.AF_UNIX, socket.SOCK_STREAM),
+}
 # A server may unlink its socket's file after it has closed the socket (asyncio does from Python 3.13 on), which nothing
 # tells us of: when a worker has closed one, its file is looked for once more after so many seconds.
 LOOK_AGAIN_S = 0.2
@@ -40,8 +47,13 @@ class Listeners:
         """All handles, those that are closed and still have members included."""
         return iter([*self._by_key.values(), *self._closing])
 
-    def bind(self, worker_id: int, said: protocol.Bind, sock: socket.socket, policy: Policy) -> Handle:
+    def bind(
+        self, worker_id: int, said: protocol.Bind, sock: socket.socket, policy: Policy, rights: Rights | None
+    ) -> Handle:
         """Let a worker join the handle of an address; the first one's socket is bound, and owned by the handle.
+
+        Args:
+          rights: of the worker, to files.
 
         Raises:
           OSError: of bind(2), or the worker has this listener already. `sock` is the caller's still.
@@ -49,12 +61,12 @@ class Listeners:
         """
         if (sock.family, sock.type) != (said.family, said.kind):
             raise OSError(errno.EINVAL, "the socket is not what it is said to be")
-        if said.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+        if (said.family, said.kind) not in _SHARED:
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         if not isinstance(said.address, bytes):
             _expect_numeric(said.address[:1])
         name = (said.family, said.kind, said.address, said.index)
-        handle = self._by_name.get(name) or self._open(name, said, sock, policy)
+        handle = self._by_name.get(name) or self._open(name, said, sock, policy, rights)
         self._join(worker_id, handle)
         if said.kind == socket.SOCK_DGRAM:
             handle.listening.add(worker_id)
@@ -79,7 +91,9 @@ class Listeners:
         self._join(worker_id, handle)
         return handle
 
-    def _open(self, name: Hashable, said: protocol.Bind, sock: socket.socket, policy: Policy) -> Handle:
+    def _open(
+        self, name: Hashable, said: protocol.Bind, sock: socket.socket, policy: Policy, rights: Rights | None
+    ) -> Handle:
         if said.kind == socket.SOCK_DGRAM:
             sock.bind(said.address)
             return self._add(name, DatagramHandle, sock, _address_of(sock))
@@ -90,7 +104,7 @@ class Listeners:
         if said.address.startswith(b"\0"):
             sock.bind(said.address)
         else:
-            sock, file = bind_file(sock, said.address, said.over_stale)
+            sock, file = bind_file(sock, said.address, said.over_stale, rights)
         address = Address(family=said.family, type=said.kind, path=os.fsdecode(said.address))
         return self._add(name, _handle_class(policy), sock, address, file)
 

@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 from . import _cluster, native, protocol
 from .channel import CONTROL, Channel, close_handle
 from .errors import ChannelClosedError, ClusterError, ProtocolError
-from .forkserver import Forkserver
 from .handles import Handle
 from .listeners import Listeners, Policy
 from .loop import Loop
@@ -26,11 +24,10 @@ from .member import Member
 from .recycle import Recycler
 from .requests import Requests
 from .respawn import Respawner
-from .script import find_script
 from .settings import Settings
 from .signals import as_signal, leave_wakeup
-from .start import describe, flush_standard_streams, prepare_copy, spawn
-from .stdio import WorkerStdio
+from .starter import Started, Starter
+from .stdio import fill_standard_descriptors
 from .watch import Progress, Watcher
 from .worker import LEAVING, STATES, Address, Worker
 
@@ -76,7 +73,7 @@ class Primary:
         self._emit = emit
         self._report = report
         self._need_region = need_region
-        self._become_worker = become_worker
+        fill_standard_descriptors()  # before anything is opened here
         self._loop = Loop()
         self._ids = 0
         self._members: dict[int, Member] = {}
@@ -84,7 +81,7 @@ class Primary:
         self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
         self._listeners = Listeners(self._loop.call_later)
         self._requests = Requests(self, self._listeners)
-        self._forkserver = Forkserver(self._loop)
+        self._starter = Starter(self._loop, become_worker)
         self._disconnect_callbacks: list[Callable[[], object]] = []
         self.respawner = Respawner(self)
         self._watcher = Watcher(self)
@@ -114,98 +111,43 @@ class Primary:
           slot: of the worker in whose place the new one comes.
           start_method: takes the place of the setting.
         """
+        fill_standard_descriptors()  # the script may have closed some since
         self._need_region()
         settings = self.settings
-        script = find_script(settings.exec)
         if len(self._members) >= settings.max_workers:
             raise ClusterError(f"{settings.max_workers} workers run; raise settings.max_workers before the first fork")
-        args = list(settings.args) if settings.args is not None else sys.argv[1:]
         worker_id = self._ids + 1
         is_new_place = slot is None
         if slot is None:
             taken = self.respawner.slots.union(worker.slot for worker in self._workers.values())
             slot = next(number for number in itertools.count() if number not in taken)
-        stdio = WorkerStdio(settings.stdio, settings.silent)
-        try:
-            ours, theirs = native.socketpair()
-        except OSError:
-            stdio.discard()
-            raise
-        index = _cluster.acquire_slot(worker_id, slot)
-        try:
-            method = start_method or settings.start_method
-            if method == "fork":
-                flush_standard_streams()
-                pid, pidfd = _cluster.fork()
-            else:
-                told = describe(worker_id, slot, index, theirs.fileno(), script, args, settings)
-                start = spawn if method == "spawn" else self._forkserver.clone
-                pid, pidfd = start(told, env, settings, stdio)
-        except BaseException:
-            _cluster.release_slot(index)
-            stdio.discard()
-            ours.close()
-            theirs.close()
-            raise
-        if pid == 0:
-            self._start_copy(worker_id, slot, index, theirs, ours, env, stdio).run(script, args)
-        theirs.close()
+        started = self._starter.start(worker_id, slot, env, settings, start_method or settings.start_method)
         self._ids = worker_id
-        worker = self._adopt(worker_id, slot, pid, pidfd, index, ours, env)
-        worker.process.stdin, worker.process.stdout, worker.process.stderr = stdio.keep()
+        worker = self._adopt(worker_id, slot, started, env)
         self.respawner.forked(worker, is_new_place)
         self._watcher.forked(worker)
         self._recycler.forked(worker)
         self._loop.defer(lambda: self._emit("fork", worker))
         return worker
 
-    def _start_copy(
-        self,
-        worker_id: int,
-        slot: int,
-        index: int,
-        theirs: socket.socket,
-        ours: socket.socket,
-        env: Mapping[str, str] | None,
-        stdio: WorkerStdio,
-    ) -> "Child":
-        """In the new process, whose at-fork hooks have closed what this object had open."""
-        try:
-            ours.close()
-            child = self._become_worker(worker_id, slot, index, theirs, self.settings)
-            prepare_copy(env, self.settings, stdio)
-            child.start()
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
-        return child
-
     def fork_in_place_of(self, worker: Worker, start_method: Literal["fork", "spawn"] | None = None) -> Worker:
         """Start a worker with the settings in force, and the slot and the environment of another one."""
         return self.fork(worker._env, worker.slot, start_method)
 
-    def _adopt(
-        self,
-        worker_id: int,
-        slot: int,
-        pid: int,
-        pidfd: int,
-        index: int,
-        sock: socket.socket,
-        env: Mapping[str, str] | None,
-    ) -> Worker:
-        worker = Worker(worker_id, slot, pid, self, self._report)
+    def _adopt(self, worker_id: int, slot: int, started: Started, env: Mapping[str, str] | None) -> Worker:
+        worker = Worker(worker_id, slot, started.pid, self, self._report)
         worker._env = env
+        worker.process.stdin, worker.process.stdout, worker.process.stderr = started.stdio.keep()
         channel = Channel(
-            sock,
+            started.socket,
             self._loop.poll,
-            index,
+            started.index,
             serialization=self.settings.serialization,
             max_message_size=self.settings.max_message_size,
             defer=self._defer_callback,
         )
         self._workers[worker_id] = worker
-        self.enroll(Member(worker, index, pidfd, channel))
+        self.enroll(Member(worker, started.index, started.pidfd, channel, started.rights))
         return worker
 
     def enroll(self, member: Member) -> None:
@@ -242,7 +184,7 @@ class Primary:
         _cluster.abandon_balancer()
         _cluster.close_region_descriptor()
         leave_wakeup(self._loop.wakeup_fd)
-        self._forkserver.abandon()
+        self._starter.abandon()
         self._loop.close()
         for member in self._members.values():
             if not member.channel.closed:
@@ -328,7 +270,7 @@ class Primary:
 
     def discard_template(self) -> None:
         """Let the next worker of the start method "forkserver" be copied from a new template, which imports anew."""
-        self._forkserver.discard()
+        self._starter.discard_template()
 
     # Worker's Role
 

@@ -55,23 +55,25 @@ class Ready(msgspec.Struct):
     error: str = ""
 
 
-class Clone(msgspec.Struct):
-    """Primary, to the template, in a file: the worker that is to be.
+# Where in its file a request for a clone begins: before it is the worker's process id, 0 as long as there is none.
+CLONE_OFFSET = 4
 
-    Descriptors come along: this file, the control channel, the shared region, those of 0, 1 and 2 that `standard`
-    names, and the worker's directory, if it `moves` there.
+
+class Clone(msgspec.Struct):
+    """Primary, to the template, in a file, behind room for the worker's process id: the worker that is to be.
+
+    Descriptors come along: this file, the control channel, the shared region, those for 0, 1 and 2, and the worker's
+    directory, if it `moves` there.
     """
 
     start: Start
     env: dict[bytes, bytes]
-    standard: list[int]
     moves: bool
 
 
 class Cloned(msgspec.Struct):
-    """Template: the process that has become the worker, whose pidfd comes along, or the errno of what has failed."""
+    """Template: there is a worker, whose process id is in the request's file, or the errno of what has failed."""
 
-    pid: int = 0
     error: int = 0
     reason: str = ""
 

@@ -19,7 +19,8 @@ class Settings:
       cwd: the worker's working directory; None for the primary's.
       silent: whether the worker's stdout and stderr are pipes to the primary instead of inherited.
       stdio: what the worker's descriptors 0, 1 and 2 are: "inherit", "pipe", "ignore", a descriptor or a file.
-      uid, gid: the worker's user and group; a changed user loses the supplementary groups.
+      uid, gid: the worker's user and group; a changed user loses the supplementary groups. The primary still binds any
+        port for it, but a path only where the worker may make the file itself, which is then its own.
       serialization: how messages are encoded: "msgpack" or "json".
       start_method: "fork": a copy of the primary that runs the script again from the top. "spawn": a fresh interpreter.
         "forkserver": a copy of a clean process, the template, which the first fork starts as a fresh interpreter.

@@ -7,6 +7,8 @@ joins the listener or leaves it, which is after whatever it has done to the file
 same listener. Between the worker's unlink and its bind, though, clients find no file for a moment.
 
 Where the file system has no hard links, the file cannot be put back.
+
+All that is done to files here is done with the rights of the worker that was the first to bind (see rights.py).
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import os
 import socket
 
 from . import native
+from .rights import FEWEST, Rights, act_with
 from .sockets import bind_path, in_reach, is_stale
 
 # How often to bind anew when the file is gone before there is a link to it: each time a worker of ours has removed it,
@@ -25,13 +28,14 @@ BIND_TRIES = 100
 class SocketFile:
     """The file of a socket that this process has bound, and the link that protects it."""
 
-    def __init__(self, path: bytes) -> None:
-        """The socket has just been bound there.
+    def __init__(self, path: bytes, rights: Rights | None) -> None:
+        """The socket has just been bound there, with these rights.
 
         Raises:
           FileNotFoundError: somebody has removed it already.
         """
         self._path = path
+        self._rights = rights
         directory, name = os.path.split(path)
         self._link = os.path.join(directory, b"." + name + b".pycluster")
         self._identity = _identity_of(path)
@@ -51,12 +55,17 @@ class SocketFile:
         """Own the file that the last image of this process has owned."""
         file = cls.__new__(cls)
         file._path, file._link, file._identity = path, link, identity
+        file._rights = file._rights_of_owner()
         return file
 
     def restore(self) -> None:
         """Put the file back if it is gone, or if the file of a dead socket lies there."""
         if not self._link or self._is_ours(self._path):
             return
+        with contextlib.suppress(OSError):
+            act_with(self._rights, self._put_back)
+
+    def _put_back(self) -> None:
         try:
             os.link(self._link, self._path)
         except FileExistsError:
@@ -68,11 +77,24 @@ class SocketFile:
 
     def remove(self) -> None:
         """Remove the file, unless it is somebody else's by now, and the link. Idempotent."""
+        with contextlib.suppress(OSError):
+            act_with(self._rights, self._remove)
+        self._link = b""
+
+    def _remove(self) -> None:
         for path in (self._path, self._link):
             with contextlib.suppress(OSError):
                 if path and self._is_ours(path):
                     os.unlink(path)
-        self._link = b""
+
+    def _rights_of_owner(self) -> Rights | None:
+        """The file is its binder's, whose groups are not known."""
+        for path in (self._path, self._link):
+            with contextlib.suppress(OSError):
+                if path and self._is_ours(path):
+                    owner = os.lstat(path).st_uid
+                    return None if owner == os.geteuid() else FEWEST._replace(uid=owner)
+        return FEWEST if os.geteuid() == 0 else None
 
     def _is_ours(self, path: bytes) -> bool:
         try:
@@ -81,8 +103,13 @@ class SocketFile:
             return False
 
 
-def bind_file(sock: socket.socket, path: bytes, over_stale: bool) -> tuple[socket.socket, SocketFile]:
+def bind_file(
+    sock: socket.socket, path: bytes, over_stale: bool, rights: Rights | None
+) -> tuple[socket.socket, SocketFile]:
     """Bind a socket to an absolute path, which may be longer than MAX_PATH, and protect the file.
+
+    Args:
+      rights: of whom it is done for, None for this process's own.
 
     Returns:
       The socket, or another one where the file was removed before it could be protected, and the file.
@@ -90,12 +117,18 @@ def bind_file(sock: socket.socket, path: bytes, over_stale: bool) -> tuple[socke
     Raises:
       OSError: of bind(2), or of unlink(2) for a stale file; a socket that has been made here is closed.
     """
+    return act_with(rights, lambda: _bind_file(sock, path, over_stale, rights))
+
+
+def _bind_file(
+    sock: socket.socket, path: bytes, over_stale: bool, rights: Rights | None
+) -> tuple[socket.socket, SocketFile]:
     given = sock
     for _ in range(BIND_TRIES):
         try:
             with in_reach(path) as address:
                 bind_path(sock, address, over_stale)
-            return sock, SocketFile(path)
+            return sock, SocketFile(path, rights)
         except BaseException as exception:
             if sock is not given:
                 sock.close()

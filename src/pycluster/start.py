@@ -21,6 +21,7 @@ import msgspec
 
 from . import _cluster, native, protocol
 from .errors import ClusterError
+from .rights import drop_rights, groups_of
 from .script import Script
 from .settings import Settings
 
@@ -59,7 +60,7 @@ def spawn(
         stderr=stderr,
         user=settings.uid,
         group=settings.gid,
-        extra_groups=_groups(settings),
+        extra_groups=groups_of(settings),
     )
 
 
@@ -221,28 +222,3 @@ def _forget_exit_functions() -> None:
         futures._shutdown = False  # type: ignore[attr-defined]
     if futures := sys.modules.get("concurrent.futures.process"):
         futures._global_shutdown = False  # type: ignore[attr-defined]
-
-
-def _groups(settings: Settings) -> list[int] | None:
-    """The supplementary groups of a worker with a user or group of its own; None to keep the primary's.
-
-    The primary's would give it rights that its user has not. Only root may change them, and has any to lose by it.
-    """
-    if (settings.uid is None and settings.gid is None) or os.geteuid() != 0:
-        return None
-    return [] if settings.gid is None else [settings.gid]
-
-
-def drop_rights(settings: Settings) -> None:
-    """Change to the worker's user and group.
-
-    Raises:
-      PermissionError: only root may.
-    """
-    groups = _groups(settings)
-    if groups is not None:
-        os.setgroups(groups)
-    if settings.gid is not None:
-        os.setgid(settings.gid)
-    if settings.uid is not None:
-        os.setuid(settings.uid)

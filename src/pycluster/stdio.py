@@ -1,4 +1,8 @@
-"""A worker's descriptors 0, 1 and 2: opened in the primary before the fork, put in place in the worker."""
+"""Descriptors 0, 1 and 2: a worker's, opened in the primary and put in place in the worker, and a process's own.
+
+A process may be started without them. What it opens next would get their numbers, and be the standard stream of
+whatever it starts, or be overwritten where a worker's are put in place.
+"""
 
 import os
 from collections.abc import Sequence
@@ -6,6 +10,23 @@ from typing import IO
 
 from . import native
 from .settings import Stdio
+
+
+def fill_standard_descriptors() -> None:
+    """Let those of 0, 1 and 2 that are closed be /dev/null, for this process and for what it starts.
+
+    Raises:
+      OSError: no descriptor is left, or there is no /dev/null.
+    """
+    for target in range(3):
+        try:
+            os.fstat(target)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if null == target:
+                os.set_inheritable(null, True)
+            else:
+                native.close(null)  # another thread has opened something there by now
 
 
 class WorkerStdio:

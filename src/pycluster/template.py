@@ -36,7 +36,7 @@ def main() -> NoReturn:
 
     import msgspec
 
-    from pycluster import protocol, start
+    from pycluster import protocol, start, stdio
 
     start.leave_interrupts_to_the_primary()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
@@ -44,7 +44,7 @@ def main() -> NoReturn:
     told = msgspec.json.decode(told_as_json, type=protocol.Template)
     primary = socket.socket(fileno=told.socket)
     primary.set_inheritable(False)
-    _open_standard_descriptors()
+    stdio.fill_standard_descriptors()
     # Until it is ready nothing is asked of it: what comes is the primary's end. The kernel ends the process then,
     # whatever it is importing.
     fcntl.fcntl(primary, fcntl.F_SETOWN, os.getpid())
@@ -62,15 +62,6 @@ def main() -> NoReturn:
     _say(primary, protocol.Ready())
     _serve(primary)
     os._exit(0)
-
-
-def _open_standard_descriptors() -> None:
-    """What is closed of 0, 1 and 2 must not become something else."""
-    for target in range(3):
-        try:
-            os.fstat(target)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
 
 
 def _is_alone(primary: "socket.socket") -> bool:
@@ -135,31 +126,28 @@ def _serve(primary: "socket.socket") -> None:
         said, descriptors, flags, _ = socket.recv_fds(primary, 1, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         if not said:
             return
-        answer, pidfd = protocol.Cloned(), -1
+        answer = protocol.Cloned()
         try:
             if flags & socket.MSG_CTRUNC:
                 raise OSError(errno.EMFILE, "the template has no descriptor left")
             start.flush_standard_streams()
-            answer.pid, pidfd = _cluster.fork_sibling()
-            if answer.pid == 0:
+            if _cluster.fork_sibling(descriptors[0]) == 0:
                 primary.close()
                 _become_worker(descriptors)
         except OSError as error:
             answer.error, answer.reason = error.errno or errno.EIO, error.strerror or str(error)
         for fd in descriptors:
             os.close(fd)
-        _say(primary, answer, pidfd)
-        if pidfd >= 0:
-            os.close(pidfd)
+        _say(primary, answer)
 
 
-def _say(primary: "socket.socket", what: "protocol.Ready | protocol.Cloned", fd: int = -1) -> None:
+def _say(primary: "socket.socket", what: "protocol.Ready | protocol.Cloned") -> None:
     import socket
 
     import msgspec
 
     try:
-        socket.send_fds(primary, [msgspec.msgpack.encode(what)], [fd] if fd >= 0 else [], socket.MSG_NOSIGNAL)
+        primary.send(msgspec.msgpack.encode(what), socket.MSG_NOSIGNAL)
     except (BrokenPipeError, ConnectionResetError):
         pass  # it is gone, and what is to be read next says so
 
@@ -169,11 +157,11 @@ def _become_worker(descriptors: list[int]) -> NoReturn:
     try:
         import msgspec
 
-        from pycluster import _cluster, protocol, spawned, start
+        from pycluster import _cluster, protocol, rights, spawned, start
         from pycluster.settings import Settings
 
         with open(descriptors[0], "rb") as file:
-            file.seek(0)
+            file.seek(protocol.CLONE_OFFSET)
             clone = msgspec.msgpack.decode(file.read(), type=protocol.Clone)
         told = clone.start
         told.channel, told.region, *rest = descriptors[1:]
@@ -181,19 +169,15 @@ def _become_worker(descriptors: list[int]) -> NoReturn:
             directory = rest.pop()
             os.fchdir(directory)
             os.close(directory)
-        standard = dict(zip(clone.standard, rest, strict=True))
-        for target in range(3):
-            if target in standard:
-                os.dup2(standard[target], target)
-                os.close(standard[target])
-            else:
-                os.close(target)
+        for target, fd in enumerate(rest):
+            os.dup2(fd, target)
+            os.close(fd)
         os.environ.clear()
         os.environb.update(clone.env)
         sys.path[:] = told.path
         start.forget_event_loop()
         start.part_with_hub()
-        start.drop_rights(Settings().merged(told.settings))
+        rights.drop_rights(Settings().merged(told.settings))
         _cluster.restore_signals()
         spawned.become_worker(told)
     except BaseException:

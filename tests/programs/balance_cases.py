@@ -428,5 +428,27 @@ def a_lying_worker_that_accepts_nothing() -> Facts:
     return {"served": served, "all_taken": wait_until(all_taken), "lost": figure("lost")}
 
 
+def overwritten_numbers() -> Facts:
+    """Somebody writes once over what an honest worker has consumed: it seems to be full, and there is no other one."""
+    front = Front(1, max_pending=4)
+    [worker] = front.workers
+    cell = consumed_cell(worker)
+    taken: list[socket.socket] = []
+
+    def all_taken() -> bool:
+        taken.extend(worker.take_all())
+        return len(taken) == len(front.clients)
+
+    values = [2**64 - 1, 2**63, 0, 1, 2**32, cell.value - 4, cell.value + 4]
+    served = 0
+    for value in values:
+        front.connect()
+        assert wait_until(all_taken)
+        cell.value = value
+        front.connect()
+        served += wait_until(all_taken)
+    return {"rounds": len(values), "served": served, "lost": figure("lost")}
+
+
 if __name__ == "__main__":
     run_case(globals())

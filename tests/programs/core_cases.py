@@ -419,7 +419,7 @@ def fork_fails() -> Facts:
     return {"error": error, "children": 1}
 
 
-def lifeline(disarmed: str) -> Facts:
+def lifeline(close: str) -> Facts:
     """A process with a busy Python whose control channel closes."""
     ours, theirs = socket.socketpair()
     reader, writer = os.pipe()
@@ -427,10 +427,10 @@ def lifeline(disarmed: str) -> Facts:
     if pid == 0:
         ours.close()
         _cluster.arm_lifeline(theirs.fileno(), 0.01)
-        if disarmed == "disarmed":
-            _cluster.disarm_lifeline()
+        if close == "orderly":
+            _cluster.expect_orderly_close()
         os.write(writer, b"x")
-        deadline = time.monotonic() + (0.2 if disarmed == "disarmed" else PATIENCE_S)
+        deadline = time.monotonic() + (0.2 if close == "orderly" else PATIENCE_S)
         while time.monotonic() < deadline:
             pass
         os._exit(3)
@@ -438,6 +438,36 @@ def lifeline(disarmed: str) -> Facts:
     os.read(reader, 1)
     ours.close()
     return {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
+
+
+def orphan(descriptors: str) -> Facts:
+    """A process with a busy Python whose parent dies, some time after its control channel has been closed."""
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        if os.fork() > 0:
+            ours.close()
+            theirs.close()
+            time.sleep(3600)
+        ours.close()
+        _cluster.arm_lifeline(theirs.fileno(), 0.01)
+        _cluster.expect_orderly_close()
+        if descriptors == "none":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        os.write(writer, b"x")
+        while True:
+            pass
+    theirs.close()
+    os.close(writer)
+    os.read(reader, 1)
+    ours.close()
+    poll = select.poll()
+    poll.register(reader)
+    lives = not poll.poll(300)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    return {"lives": lives, "left": os.read(reader, 1).decode()}  # which has an end when nobody can write any more
 
 
 if __name__ == "__main__":

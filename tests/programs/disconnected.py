@@ -37,6 +37,13 @@ def do(what: str) -> None:
                 tell("refused")
                 time.sleep(0.2)
                 sys.exit(9)
+    elif what == "live on":
+        while True:
+            try:
+                while True:
+                    pass
+            except SystemExit:
+                tell("lives on")
     elif what == "end":
         pass
 

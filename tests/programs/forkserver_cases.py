@@ -343,6 +343,22 @@ def stopped() -> Facts:
     return {"error": error, "left": left, "descriptors": len(open_descriptors()) - len(before), "later": template() > 0}
 
 
+def interrupted() -> Facts:
+    """Each template makes a worker, is killed or stopped before it can say so, and another one takes its place."""
+    forkserver.CLONE_S = 1.0
+    lives = [begin(stays) for _ in range(2)]
+    wait_for(lambda: all(life.said for life in lives))
+    facts = {
+        "children": children() == sorted(life.worker.process.pid for life in lives),
+        "ids": sorted(cluster.workers),
+        "said": [life.said for life in lives],
+    }
+    for life in lives:
+        life.worker.kill()
+    wait_for(lambda: all(life.end for life in lives))
+    return {**facts, "ends": [life.end for life in lives], "left": children()}
+
+
 def directories() -> Facts:
     errors = []
     for cwd in ("/nowhere", "/dev/null"):

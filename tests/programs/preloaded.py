@@ -1,6 +1,7 @@
 """A module for templates to import. PRELOADED in the environment says what it does then."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -23,6 +24,14 @@ match os.environ.get("PRELOADED"):
         # They are run in the other order.
         os.register_at_fork(before=thread.join)
         os.register_at_fork(before=stop.set)
+    case "SIGKILL" | "SIGSTOP" as name:  # it has made a clone, and has told nobody
+        forks = iter(["before it is ready", "of a worker"])
+
+        def signal_oneself() -> None:
+            if next(forks) == "of a worker":
+                os.kill(os.getpid(), signal.Signals[name])
+
+        os.register_at_fork(after_in_parent=signal_oneself)
     case "hang":
         os.write(1, b"hangs\n")
         time.sleep(3600)

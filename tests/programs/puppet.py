@@ -7,6 +7,7 @@ fact. In a worker the main thread does it. When the test hangs up, all workers a
 
 import _socket
 import contextlib
+import ctypes
 import json
 import os
 import queue
@@ -484,6 +485,13 @@ def fork(count: int = 1, env: dict[str, str] | None = None) -> list[int]:
 
 def setup(**settings: Any) -> None:
     cluster.setup_primary(**settings)
+
+
+def own_rights() -> dict[str, Any]:
+    """The primary's ids and groups, and whether it may write a core file."""
+    with open("/proc/self/status") as file:
+        lines = [line.split() for line in file if line.startswith(("Uid:", "Gid:", "Groups:", "CapEff:"))]
+    return {"ids": lines, "dumps core": ctypes.CDLL(None).prctl(3)}  # PR_GET_DUMPABLE
 
 
 def kill(worker: int, signal: str) -> None:

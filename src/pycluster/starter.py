@@ -1,0 +1,126 @@
+"""The start of a worker's process, by any start method: its control channel, its slot and its streams along with it.
+
+The primary says which worker it is to be, and takes what has been started. In a copy of the primary (start method
+"fork") the worker's life begins here, and ends here.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from . import _cluster, native
+from .forkserver import Forkserver
+from .loop import Loop
+from .rights import Rights, rights_of
+from .script import find_script
+from .settings import Settings
+from .start import describe, flush_standard_streams, prepare_copy, spawn
+from .stdio import WorkerStdio
+
+if TYPE_CHECKING:
+    from .child import Child
+
+
+@dataclass
+class Started:
+    """A worker's process, and what the primary owns of it.
+
+    Attributes:
+      index: of its slot in the shared region.
+      socket: the primary's end of the control channel.
+      rights: which it has been given, None for the primary's.
+    """
+
+    pid: int
+    pidfd: int
+    index: int
+    socket: socket.socket
+    stdio: WorkerStdio
+    rights: Rights | None
+
+
+class Starter:
+    """Starts the processes of workers. Owns the template, if there is one."""
+
+    def __init__(self, loop: Loop, become_worker: "Callable[[int, int, int, socket.socket, Settings], Child]") -> None:
+        """
+        Args:
+          loop: where the template's end is seen.
+          become_worker: gives a forked worker its role, in the place of the primary's.
+        """
+        self._become_worker = become_worker
+        self._forkserver = Forkserver(loop)
+
+    def start(
+        self,
+        worker_id: int,
+        slot: int,
+        env: Mapping[str, str] | None,
+        settings: Settings,
+        method: Literal["fork", "spawn", "forkserver"],
+    ) -> Started:
+        """Start a worker.
+
+        Raises:
+          ClusterError, OSError: as `Cluster.fork` does; nothing stays behind.
+        """
+        script = find_script(settings.exec)
+        args = list(settings.args) if settings.args is not None else sys.argv[1:]
+        stdio = WorkerStdio(settings.stdio, settings.silent)
+        try:
+            ours, theirs = native.socketpair()
+        except OSError:
+            stdio.discard()
+            raise
+        index = _cluster.acquire_slot(worker_id, slot)
+        try:
+            if method == "fork":
+                flush_standard_streams()
+                pid, pidfd = _cluster.fork()
+            else:
+                told = describe(worker_id, slot, index, theirs.fileno(), script, args, settings)
+                start = spawn if method == "spawn" else self._forkserver.clone
+                pid, pidfd = start(told, env, settings, stdio)
+        except BaseException:
+            _cluster.release_slot(index)
+            stdio.discard()
+            ours.close()
+            theirs.close()
+            raise
+        if pid == 0:
+            self._start_copy(worker_id, slot, index, theirs, ours, env, settings, stdio).run(script, args)
+        theirs.close()
+        return Started(pid, pidfd, index, ours, stdio, rights_of(settings))
+
+    def _start_copy(
+        self,
+        worker_id: int,
+        slot: int,
+        index: int,
+        theirs: socket.socket,
+        ours: socket.socket,
+        env: Mapping[str, str] | None,
+        settings: Settings,
+        stdio: WorkerStdio,
+    ) -> "Child":
+        """In the new process, whose at-fork hooks have closed what the primary had open."""
+        try:
+            ours.close()
+            child = self._become_worker(worker_id, slot, index, theirs, settings)
+            prepare_copy(env, settings, stdio)
+            child.start()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        return child
+
+    def discard_template(self) -> None:
+        """Let the next worker of the start method "forkserver" be copied from a new template, which imports anew."""
+        self._forkserver.discard()
+
+    def abandon(self) -> None:
+        """In a forked child: close the copies of what is open here."""
+        self._forkserver.abandon()
