@@ -43,7 +43,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<fcntl.h>" nogil:
     enum:
         F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK
-        O_CLOEXEC, O_DIRECTORY, O_RDONLY
+        AT_FDCWD, O_CLOEXEC, O_DIRECTORY, O_RDONLY
     int fcntl(int fd, int command, ...)
     int open(const char *path, int flags, ...)
     int openat(int directory, const char *path, int flags, ...)

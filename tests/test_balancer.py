@@ -114,6 +114,13 @@ def test_a_worker_that_sleeps_beside_its_connections_is_known_at_once_and_one_th
     assert balance_case("a_worker_that_sleeps")["moved"] == [True, False, False]
 
 
+def test_the_less_taking_back_helps_the_longer_it_waits(balance_case: Case) -> None:
+    fact = balance_case("all_workers_sleep")
+    assert fact["taken_back"] == 3
+    assert fact["doubled"]
+    assert fact["restored"]
+
+
 def test_a_worker_that_shuts_its_channel_down_holds_nothing_up(balance_case: Case) -> None:
     fact = balance_case("a_worker_shuts_its_channel_down")
     assert fact["all_there"]

@@ -243,6 +243,24 @@ def a_worker_that_sleeps() -> Facts:
     return {"moved": moved}
 
 
+def all_workers_sleep() -> Facts:
+    """One connection, and nobody who takes it. Then somebody does."""
+    _cluster.set_patience(0.002, 1.0)
+    front = Front(0)
+    with subprocess.Popen([sys.executable, "-uc", SLEEPS], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        front.workers = [FakeWorker(front.listener, number, process.pid) for number in (1, 2, 3)]
+        front.connect()
+        # With the first it was stuck by itself, with the second after 2 ms more, with the third after 4.
+        doubled = wait_until(lambda: figure("patience_ns") == 8_000_000)
+        front.workers.append(FakeWorker(front.listener, 4))
+        front.workers[3].take()
+        restored = wait_until(lambda: figure("patience_ns") == 7_250_000)
+        process.kill()
+    return {"doubled": doubled, "restored": restored, "taken_back": figure("taken_back")}
+
+
 def a_worker_shuts_its_channel_down() -> Facts:
     """As programs do to wake a thread that is blocked in accept. What lies there, and all the rest, is for others."""
     front = Front(2)
