@@ -3,6 +3,7 @@
 Nothing is imported for its own sake: what a worker never uses costs it nothing.
 """
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -70,6 +71,15 @@ def _adapt(name: str, module: ModuleType, child: "Child") -> None:
     adapter, _, function = _ADAPTERS[name].partition(":")
     adapt: Callable[[ModuleType, Child], None] = getattr(importlib.import_module(f".{adapter}", __package__), function)
     adapt(module, child)
+
+
+def preload() -> None:
+    """Import the adapters of what is imported, in a process that workers are copied from: they share them then."""
+    for name, adapter in _ADAPTERS.items():
+        if name in sys.modules:
+            # A library that is too new, or half imported, is for the worker to report.
+            with contextlib.suppress(Exception):
+                importlib.import_module(f".{adapter.partition(':')[0]}", __package__)
 
 
 def install(child: "Child") -> None:

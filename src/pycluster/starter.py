@@ -17,7 +17,7 @@ from .loop import Loop
 from .rights import Rights, rights_of
 from .script import find_script
 from .settings import Settings
-from .start import describe, flush_standard_streams, prepare_copy, spawn
+from .start import describe, flush_standard_streams, preload, prepare_copy, spawn
 from .stdio import WorkerStdio
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Starter:
         try:
             if method == "fork":
                 flush_standard_streams()
+                preload()
                 pid, pidfd = _cluster.fork()
             else:
                 told = describe(worker_id, slot, index, theirs.fileno(), script, args, settings)

@@ -78,10 +78,12 @@ def _prepare(preload: list[str]) -> None:
     import gc
     import importlib
 
+    from pycluster import start
     from pycluster.cluster import cluster  # noqa: F401  (with all that a worker's role needs)
 
     for name in preload:
         importlib.import_module(name)
+    start.preload()
     _stop_threads()
     gc.collect()
     # Workers are to share what is there by now: the collector must not touch it.
