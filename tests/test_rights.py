@@ -7,11 +7,13 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
 from harness import wait_until
 from puppets import Puppets, Start, who_answers_at
-from pycluster.socketfile import SocketFile
+from pycluster.rights import Rights
+from pycluster.socketfile import Exported, SocketFile
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may run a worker as another user")
 
@@ -121,7 +123,7 @@ def test_a_directory_that_has_become_another_one_is_not_changed_with_the_primary
     assert os.listdir(target) == [".socket.pycluster"]
 
 
-def test_a_primary_that_has_executed_itself_anew_has_the_rights_of_a_files_owner_to_it(
+def test_a_primary_that_has_executed_itself_anew_still_acts_with_the_rights_of_who_bound(
     roots: pathlib.Path, workers: pathlib.Path
 ) -> None:
     kept = []
@@ -131,7 +133,8 @@ def test_a_primary_that_has_executed_itself_anew_has_the_rights_of_a_files_owner
         os.chown(path, WORKER, WORKER)
         os.link(path, link)
         status = path.stat()
-        file = SocketFile.adopt(bytes(path), bytes(link), (status.st_dev, status.st_ino))
+        exported = (bytes(path), bytes(link), (status.st_dev, status.st_ino), Rights(WORKER, WORKER, ()))
+        file = SocketFile.adopt(*msgspec.msgpack.decode(msgspec.msgpack.encode(exported), type=Exported))
         path.unlink()
         file.restore()
         kept.append(path.exists())

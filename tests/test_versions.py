@@ -18,7 +18,7 @@ SOURCES = TESTS.parent / "src"
 
 # Whoever changes one of the two raises its version, and writes down here both, the version and the new fingerprint.
 REGION = (1, "6075068f84dbaec0")
-TAKEOVER = (1, "46751c71b080bc7c")
+TAKEOVER = (2, "226bce5ea7436db2")
 
 
 def fingerprint(layout: str) -> str:
@@ -72,7 +72,7 @@ class Library:
 
 
 OTHERS = {
-    "takeover": ("protocol.py", "TAKEOVER_VERSION = 1\n", "TAKEOVER_VERSION = 1002\n"),
+    "takeover": ("protocol.py", "TAKEOVER_VERSION = 2\n", "TAKEOVER_VERSION = 1002\n"),
     "region": ("spawned.py", "told.version,", "told.version + 1,"),  # the core's own is compiled in
 }
 

@@ -15,7 +15,6 @@ from . import native, protocol
 from .handles import Handle
 from .listeners import Listeners, Policy
 from .member import Member
-from .rights import FEWEST, Rights
 from .settings import Settings
 from .worker import LEAVING
 
@@ -97,7 +96,7 @@ class Requests:
             sock.close()
             return protocol.Reply(0, address=said.address, quiet=True), None
         try:
-            handle = self._listeners.bind(member.worker.id, said, sock, self._primary.policy, _rights_of(member))
+            handle = self._listeners.bind(member.worker.id, said, sock, self._primary.policy, member.rights)
         except BaseException as exception:
             if _is_in_use(exception) and time.monotonic() < deadline and any(map(_is_leaving, self._primary.members)):
                 self._primary.remind(
@@ -133,11 +132,6 @@ class Requests:
 
 def _is_leaving(member: Member) -> bool:
     return member.worker.state in LEAVING
-
-
-def _rights_of(member: Member) -> Rights | None:
-    """Those to make files with. The last image of this process has not handed on which a worker of its has."""
-    return FEWEST if member.worker._inherited and os.geteuid() == 0 else member.rights
 
 
 def _is_in_use(exception: BaseException) -> bool:

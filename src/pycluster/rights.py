@@ -25,10 +25,6 @@ class Rights(NamedTuple):
     groups: tuple[int, ...] | None
 
 
-# Of whom nothing is known: the kernel's overflow ids, "nobody" on most systems.
-FEWEST = Rights(65534, 65534, ())
-
-
 def rights_of(settings: Settings) -> Rights | None:
     """What a worker that is forked now will have; None for the primary's own."""
     if settings.uid is None and settings.gid is None:

@@ -17,12 +17,14 @@ import os
 import socket
 
 from . import native
-from .rights import FEWEST, Rights, act_with
+from .rights import Rights, act_with
 from .sockets import bind_path, in_reach, is_stale
 
 # How often to bind anew when the file is gone before there is a link to it: each time a worker of ours has removed it,
 # and there are not that many which start at once.
 BIND_TRIES = 100
+
+Exported = tuple[bytes, bytes, tuple[int, int], Rights | None]
 
 
 class SocketFile:
@@ -46,16 +48,15 @@ class SocketFile:
         except OSError:
             self._link = b""  # no links here; without one the file is not put back
 
-    def export(self) -> tuple[bytes, bytes, tuple[int, int]]:
+    def export(self) -> Exported:
         """What `adopt` takes."""
-        return self._path, self._link, self._identity
+        return self._path, self._link, self._identity, self._rights
 
     @classmethod
-    def adopt(cls, path: bytes, link: bytes, identity: tuple[int, int]) -> "SocketFile":
+    def adopt(cls, path: bytes, link: bytes, identity: tuple[int, int], rights: Rights | None) -> "SocketFile":
         """Own the file that the last image of this process has owned."""
         file = cls.__new__(cls)
-        file._path, file._link, file._identity = path, link, identity
-        file._rights = file._rights_of_owner()
+        file._path, file._link, file._identity, file._rights = path, link, identity, rights
         return file
 
     def restore(self) -> None:
@@ -86,15 +87,6 @@ class SocketFile:
             with contextlib.suppress(OSError):
                 if path and self._is_ours(path):
                     os.unlink(path)
-
-    def _rights_of_owner(self) -> Rights | None:
-        """The file is its binder's, whose groups are not known."""
-        for path in (self._path, self._link):
-            with contextlib.suppress(OSError):
-                if path and self._is_ours(path):
-                    owner = os.lstat(path).st_uid
-                    return None if owner == os.geteuid() else FEWEST._replace(uid=owner)
-        return FEWEST if os.geteuid() == 0 else None
 
     def _is_ours(self, path: bytes) -> bool:
         try:

@@ -34,9 +34,10 @@ from .listeners import Listeners
 from .member import Member
 from .primary import Primary
 from .protocol import TAKEOVER_VERSION
+from .rights import Rights
 from .script import Script, remember_main
 from .settings import Settings
-from .socketfile import SocketFile
+from .socketfile import Exported, SocketFile
 from .start import flush_standard_streams
 from .worker import LEAVING, Address, State, Worker
 
@@ -80,6 +81,7 @@ class HandedWorker(msgspec.Struct):
     channel: int
     wire: tuple[bytes, list[int | None], list[tuple[bytes, bytes, int, int]]]
     pipes: list[int | None]
+    rights: Rights | None
 
 
 class HandedHandle(msgspec.Struct):
@@ -90,7 +92,7 @@ class HandedHandle(msgspec.Struct):
     name: Any
     sock: int
     address: Address
-    file: tuple[bytes, bytes, tuple[int, int]] | None
+    file: Exported | None
     members: list[int]
     listening: list[int]
     backlog: int
@@ -238,6 +240,7 @@ def _write_worker_down(member: Member) -> HandedWorker:
         channel=-1 if channel.closed else channel.fileno(),
         wire=channel.export(),
         pipes=[None if pipe is None or pipe.closed else pipe.fileno() for pipe in pipes],
+        rights=member.rights,
     )
 
 
@@ -418,7 +421,7 @@ def _adopt_worker(handed: HandedWorker, primary: Primary) -> None:
         channel.adopt(*handed.wire)
     else:
         channel.close()
-    primary.enroll(Member(worker, handed.index, handed.pidfd, channel))
+    primary.enroll(Member(worker, handed.index, handed.pidfd, channel, handed.rights))
     for pipe in (worker.process.stdout, worker.process.stderr):
         if pipe is not None:
             _drain(pipe, primary)
