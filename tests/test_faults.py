@@ -6,7 +6,8 @@ import os
 import pytest
 
 from harness import Programs, free_port
-from puppets import Load, Start, who_answers
+from load import connections
+from puppets import Start, who_answers
 from soak import graceful
 from soak.crashes import storm
 from soak.overload import exhausted
@@ -37,8 +38,8 @@ def test_the_others_are_served_while_a_worker_writes_all_over_the_shared_memory(
     port = free_port()
     cluster = start(workers=2)
     cluster.serve("accept_loop", port, 1)
-    with Load(port, threads=2) as load:
-        load.wait_for_answer_of(1)
+    with connections(port, 2) as load:
+        load.wait_for_answers_of(1)
         cluster.do(0, "read", name="a counter")  # the table of names may be full of rubbish later
         spoiling = cluster.begin(2, "spoil", seconds=1)
         for _ in range(5):
