@@ -8,7 +8,7 @@ import pytest
 from harness import Programs, free_port
 from load import connections
 from puppets import Start, who_answers
-from soak import graceful
+from soak import graceful, templates
 from soak.crashes import storm
 from soak.overload import exhausted
 
@@ -82,3 +82,13 @@ def test_no_request_fails_when_all_workers_are_disconnected_under_load(monkeypat
     answered, failures = graceful.all_at_once(times=1, threads=4)
     assert failures == []
     assert answered > 50
+
+
+def test_a_worker_in_which_a_handler_hangs_is_killed_when_its_time_is_over_while_others_serve() -> None:
+    row = graceful.outlasting(0.5, {"a handler": graceful.HANGS["a handler that an event loop waits for"]})
+    assert row.kept, row.figure
+
+
+def test_no_request_fails_while_the_template_is_killed_and_replaced() -> None:
+    row = templates.killed(times=2)
+    assert row.kept, row.figure

@@ -10,13 +10,16 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from harness import Programs, free_port
-from load import mixed
-from puppets import Puppets, puppets
+from harness import PROGRAMS, Programs, connect, free_port, request, wait_until
+from load import Load, mixed, once
+from puppets import Puppets, puppets, worker_in
 from soak.row import Row, show
+
+LATE_S = 1.0  # what a crowded machine may add to graceful_timeout
+EARLY_S = 0.1  # so much later than the primary it may be noticed here that the new worker listens
 
 
 @contextlib.contextmanager
@@ -78,6 +81,66 @@ def terminated(times: int, threads: int = 8) -> tuple[int, list[Exception]]:
     return answered, failures
 
 
+# The kind of server of programs/hanging.py, and what its client asks for.
+HANGS = {
+    "a blocking handler that sleeps": ("blocking", "sleep 60"),
+    "an event loop that sleeps": ("asyncio", "sleep 60"),
+    "an event loop that holds the GIL": ("asyncio", "sum 100000000000"),
+    "a handler that an event loop waits for": ("asyncio", "wait 60"),
+}
+
+
+def outlasting(graceful_timeout: float, hangs: Mapping[str, tuple[str, str]] = HANGS, clients: int = 3) -> Row:
+    """Reload a cluster of three workers, in the first of which a handler hangs; in each way."""
+    took: list[float] = []
+    ends = set()
+    answered = failed = 0
+    for kind, line in hangs.values():
+        port = free_port()
+        with (
+            contextlib.closing(Programs()) as programs,
+            tempfile.TemporaryDirectory() as directory,
+            puppets(
+                programs,
+                Path(directory),
+                workers=0,
+                exec=str(PROGRAMS / "hanging.py"),
+                args=[kind, str(port)],
+                graceful_timeout=graceful_timeout,
+            ) as cluster,
+        ):
+            cluster.do(0, "fork", count=1)
+            cluster.wait_for_listening(1)
+            with connect(port) as victim:
+                victim.sendall(line.encode() + b"\n")
+                assert wait_until(lambda cluster=cluster: cluster.do(0, "stats")["accepted"] == 1)  # type: ignore[misc]
+                cluster.do(0, "fork", count=2)
+                for worker in (2, 3):
+                    cluster.wait_for_listening(worker)
+                ask = once(lambda port=port: worker_in(request(port, b"hello\n")))  # type: ignore[misc]
+                with Load([ask] * clients) as load:
+                    load.wait_for_answers_of(2, 3)
+                    cluster.do(0, "reload")
+                    cluster.wait_for_listening(4)  # in its place, so that it is disconnected now
+                    began = time.monotonic()
+                    ends.add(cluster.wait_for_exit(1))
+                    took.append(time.monotonic() - began)
+                    assert cluster.program.wait_for("reloaded")["error"] is None
+                    load.wait_for_answers_of(4, 5, 6)
+        answered += len(load.answered)
+        failed += len(load.failures)
+    return Row(
+        "a worker in which a handler hangs is killed after graceful_timeout, and not before",
+        f"reload() of 3 workers, graceful_timeout={graceful_timeout:g}, {clients} clients; in the first hangs "
+        f"{', '.join(hangs)}",
+        f"killed {min(took):.2f} to {max(took):.2f} s after the new one listened; "
+        f"{failed} of {answered + failed:,} other requests failed",
+        not failed
+        and ends == {(None, "SIGKILL")}
+        and graceful_timeout - EARLY_S <= min(took) <= max(took) <= graceful_timeout + LATE_S,
+    )
+
+
 def main() -> None:
     os.environ["PYCLUSTER_SCHED_POLICY"] = "rr"
     rows = []
@@ -96,7 +159,7 @@ def main() -> None:
                 not failures,
             )
         )
-    show(*rows)
+    show(*rows, outlasting(3.0))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from soak.row import Row
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "soak.md"
 # What only counts runs side by side; what measures times has the machine for itself.
-COUNTING = [["hostile"], ["crashes", "graceful"]]
-MEASURING = ["overload", "blocked"]
+COUNTING = [["hostile", "recycling"], ["crashes", "graceful", "reloads"]]
+MEASURING = ["watching", "respawning", "templates", "overload", "blocked"]
 LIMIT_S = 900.0  # for each
 
 HEAD = """# What was promised, and what came of it under injected faults
