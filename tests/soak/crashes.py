@@ -25,7 +25,7 @@ from soak.row import Row, show
 
 WORKERS_EVER = 1 << 16
 CLIENT_PATIENCE_S = 20.0
-PAUSE_S = 0.01  # at most, between two kills
+PAUSE_S = 0.04  # at most, between two kills, for each worker: so long most of them live, and serve
 
 
 @dataclass
@@ -86,7 +86,7 @@ def storm(kills: int, workers: int, clients: int = 8, seed: int = 0) -> Storm:
         with flags.open("rb") as file:
             accepting = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         with Load([once(lambda: ask(port))] * clients) as load:
-            _kill(program, accepting, kills, random.Random(seed))
+            _kill(program, accepting, kills, random.Random(seed), PAUSE_S / workers)
             result.kills = kills
             answered = len(load.answered)
             assert wait_until(lambda: len(load.answered) > answered + 20), f"nobody answers any more\n{program}"
@@ -105,11 +105,11 @@ def storm(kills: int, workers: int, clients: int = 8, seed: int = 0) -> Storm:
     return result
 
 
-def _kill(program: Program, accepting: mmap.mmap, kills: int, chance: random.Random) -> None:
+def _kill(program: Program, accepting: mmap.mmap, kills: int, chance: random.Random, pause_s: float) -> None:
     workers = _workers(program)
     for _ in range(kills):
         while True:
-            time.sleep(chance.random() * PAUSE_S)
+            time.sleep(chance.random() * pause_s)
             living = next(workers)
             if not living:
                 continue
