@@ -33,7 +33,7 @@ brackets, the median of the rounds' ratios to the default.
 
 A connection that waits in a worker no longer stands in the listening socket's backlog, which may be as short as 5:
 with a larger number there is room for more of a burst. A smaller one would keep connections from waiting behind a
-blocked worker, were they not taken back from it; that they are the second column is to show.
+blocked worker, were they not taken back from it: the second column shows what is left of that.
 
 {conclusion}
 
