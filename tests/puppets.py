@@ -7,7 +7,6 @@ import os
 import pathlib
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -163,38 +162,6 @@ def worker_in(answer: bytes) -> int:
     found = re.search(rb"worker (\d+)\s*$", answer)
     assert found, answer
     return int(found[1])
-
-
-class Load:
-    """Threads that make a connection per request, one after the other, until they are stopped."""
-
-    def __init__(self, port: int, threads: int) -> None:
-        self.failures: list[str] = []
-        self.answers: list[int] = []
-        self._port = port
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
-
-    def _ask(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.answers.append(who_answers(self._port))
-            except (OSError, AssertionError) as failure:
-                self.failures.append(repr(failure))
-
-    def wait_for_answer_of(self, worker: int) -> None:
-        """Wait until a worker has answered, or a request failed."""
-        wait_until(lambda: worker in self.answers or self.failures)
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def cpu_s(pid: int) -> float:

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from harness import Case, Programs, connect, free_port, is_stopped, read_all, run_case, wait_until
-from puppets import Load, Start, who_answers, worker_in
+from load import connections
+from puppets import Start, who_answers, worker_in
 
 
 @pytest.fixture
@@ -286,11 +287,11 @@ def test_no_request_fails_while_workers_are_replaced_one_by_one(start: Start, ki
     port = free_port()
     cluster = start(policy=policy)
     cluster.serve(kind, port, 1, 2)
-    with Load(port, threads=4) as load:
+    with connections(port, 4) as load:
         for old, new in ((1, 3), (2, 4), (3, 5)):
             cluster.fork()
             cluster.serve(kind, port, new)
-            load.wait_for_answer_of(new)
+            load.wait_for_answers_of(new)
             cluster.do(0, "disconnect", worker=old)
             assert cluster.wait_for_exit(old) == (0, None)
     assert load.failures == []
@@ -301,13 +302,12 @@ def test_no_request_fails_while_a_worker_that_has_accepted_nothing_is_killed(sta
     port = free_port()
     cluster = start(workers=1)
     cluster.serve("accept_loop", port, 1)
-    with Load(port, threads=4) as load:
+    with connections(port, 4) as load:
         for idle in (2, 3, 4):
             cluster.fork()
             cluster.do(idle, "listen", port=port)
             assert wait_until(lambda idle=idle: str(idle) in cluster.do(0, "stats")["workers"])  # type: ignore[misc]
-            answered = len(load.answers)
-            assert wait_until(lambda answered=answered: len(load.answers) > answered + 5)  # type: ignore[misc]
+            assert load.wait_for(5)
             os.kill(cluster.pid(idle), signal.SIGKILL)
             cluster.wait_for_exit(idle)
     assert load.failures == []

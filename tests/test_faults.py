@@ -6,8 +6,9 @@ import os
 import pytest
 
 from harness import Programs, free_port
-from puppets import Load, Start, who_answers
-from soak import graceful
+from load import connections
+from puppets import Start, who_answers
+from soak import graceful, templates
 from soak.crashes import storm
 from soak.overload import exhausted
 
@@ -37,8 +38,8 @@ def test_the_others_are_served_while_a_worker_writes_all_over_the_shared_memory(
     port = free_port()
     cluster = start(workers=2)
     cluster.serve("accept_loop", port, 1)
-    with Load(port, threads=2) as load:
-        load.wait_for_answer_of(1)
+    with connections(port, 2) as load:
+        load.wait_for_answers_of(1)
         cluster.do(0, "read", name="a counter")  # the table of names may be full of rubbish later
         spoiling = cluster.begin(2, "spoil", seconds=1)
         for _ in range(5):
@@ -81,3 +82,13 @@ def test_no_request_fails_when_all_workers_are_disconnected_under_load(monkeypat
     answered, failures = graceful.all_at_once(times=1, threads=4)
     assert failures == []
     assert answered > 50
+
+
+def test_a_worker_in_which_a_handler_hangs_is_killed_when_its_time_is_over_while_others_serve() -> None:
+    row = graceful.outlasting(0.5, {"a handler": graceful.HANGS["a handler that an event loop waits for"]})
+    assert row.kept, row.figure
+
+
+def test_no_request_fails_while_the_template_is_killed_and_replaced() -> None:
+    row = templates.killed(times=2)
+    assert row.kept, row.figure

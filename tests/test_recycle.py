@@ -4,13 +4,13 @@ import json
 import os
 import re
 import signal
-import threading
 from typing import Any
 
 import pytest
 
-from harness import Program, Programs, connect, free_port, request, wait_until
-from puppets import Load, Puppets, Start, who_answers
+from harness import Program, Programs, free_port, request, wait_until
+from load import mixed
+from puppets import Puppets, Start, who_answers
 from pycluster import Settings
 from pycluster.recycle import JITTER, Limits
 
@@ -159,37 +159,6 @@ def test_a_stop_in_the_middle_ends_both(start: Start) -> None:
 # ---- Nothing is lost
 
 
-class KeptAlive:
-    """A client that makes many requests on each of its connections, and counts those that failed."""
-
-    def __init__(self, port: int) -> None:
-        self.failures: list[str] = []
-        self.answers = 0
-        self._port = port
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                with connect(self._port) as sock, sock.makefile("rb") as lines:
-                    for _ in range(20):
-                        sock.sendall(b"hello\n")
-                        answer = lines.readline()
-                        assert answer.startswith(b"worker "), answer
-                        self.answers += 1
-            except (OSError, AssertionError) as failure:
-                self.failures.append(repr(failure))
-
-    def __enter__(self) -> "KeptAlive":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
 def start_recycled(programs: Programs, port: int, **settings: Any) -> Program:
     program = programs("recycled", port, json.dumps(settings))
     program.wait_for_all(3, "listening")
@@ -199,10 +168,9 @@ def start_recycled(programs: Programs, port: int, **settings: Any) -> Program:
 def test_no_request_fails_while_workers_are_recycled(cluster_program: Programs) -> None:
     port = free_port()
     program = start_recycled(cluster_program, port, max_connections_per_worker=50)
-    with KeptAlive(port) as kept_alive, Load(port, threads=2) as load:
-        wait_until(lambda: len(program.facts_of("exit")) >= 4 or kept_alive.failures or load.failures)
-    assert not kept_alive.failures
-    assert not load.failures
+    with mixed(port, 4, requests=20) as load:
+        wait_until(lambda: len(program.facts_of("exit")) >= 4 or load.failures)
+    assert load.failures == []
     listening: set[int] = set()
     for fact in program.facts:
         if fact["event"] == "listening":

@@ -1,35 +1,29 @@
 """Reload: one worker after the other, whatever happens to the old and the new one meanwhile; and SIGHUP and others."""
 
 import contextlib
-import json
 import os
 import pathlib
-import re
 import signal
 import socket
-import threading
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import pytest
 
 from harness import (
     PATIENCE_S,
-    PROGRAMS,
     TESTS,
     Program,
     Programs,
     connect_to,
     free_port,
     read_all,
-    request,
     wait_until,
 )
 from puppets import Puppets, Start
 from pycluster import reload, replacement
+from versions import Service, ask, descriptors, versions
 
-GET = b"GET / HTTP/1.0\r\n\r\n"
 SOON_S = 0.3
 
 
@@ -299,114 +293,6 @@ def test_a_replacement_ends_in_whatever_state_and_asks_one_of_the_two_to_end_at_
 # ---- Signals, and new code
 
 
-class Load:
-    """Threads that make a connection per request, one after the other, and note what answers: version, part, worker."""
-
-    def __init__(self, port: int, threads: int) -> None:
-        self.failures: list[str] = []
-        self._looks = 0
-        self._seen: list[tuple[int, tuple[int, int]]] = []  # after how many looks it was asked for, and the versions
-        self._port = port
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
-
-    def _ask(self) -> None:
-        while not self._stop.is_set():
-            looks = self._looks
-            try:
-                self._seen.append((looks, ask(self._port)[:2]))
-            except (OSError, AssertionError) as failure:
-                self.failures.append(repr(failure))
-
-    def versions(self) -> set[tuple[int, int]]:
-        """The versions that answer what is asked from now on."""
-        self._looks += 1
-
-        def seen() -> list[tuple[int, int]]:
-            return [versions for looks, versions in list(self._seen) if looks == self._looks]
-
-        assert wait_until(lambda: len(seen()) > 8 or self.failures)
-        return set(seen())
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-
-def ask(port: int) -> tuple[int, int, int]:
-    answer = request(port, GET)
-    found = re.search(rb"version (\d+)\.(\d+) worker (\d+)$", answer)
-    assert found, answer
-    return int(found[1]), int(found[2]), int(found[3])
-
-
-class Service:
-    """programs/versioned.py, and a module that it imports, of which there are new versions."""
-
-    def __init__(
-        self,
-        programs: Programs,
-        directory: pathlib.Path,
-        count: int,
-        way: str = "run",
-        start: Sequence[str] = ("service.py",),
-        cwd: pathlib.Path | None = None,
-        env: Mapping[str, str] | None = None,
-        **settings: Any,
-    ) -> None:
-        self.port = free_port()
-        self.count = count
-        self.has_template = settings.get("start_method") == "forkserver"
-        self.directory = directory
-        self._source = (PROGRAMS / "versioned.py").read_text()
-        self.release(0)
-        arguments = [*start, str(count), str(self.port), json.dumps(settings), way]
-        self.program = programs.add(Program(*arguments, cwd=cwd or directory, env=env))
-        self.program.wait_for_all(count, "listening")
-
-    def release(self, version: int, changes: Mapping[str, str] | None = None) -> None:
-        """Write a new version, at once for whoever reads it."""
-        source = self._source.replace("VERSION = 0", f"VERSION = {version}")
-        for old, new in (changes or {}).items():
-            assert old in source
-            source = source.replace(old, new)
-        # Of another size each time: Python takes what it has compiled for up to date when size and second are the same.
-        for name, text in (("service.py", source), ("part.py", f"VERSION = {version}\n")):
-            (self.directory / "new").write_text(text + "#" * version)
-            (self.directory / "new").rename(self.directory / name)
-
-    def reload(self) -> None:
-        """Send SIGHUP, and wait until all workers are others."""
-        before = set(self.program.processes())
-        self.program.send_signal(signal.SIGHUP)
-
-        def is_done() -> bool:
-            now = set(self.program.processes())
-            return now & before == {self.program.pid} and len(now) == self.count + 1 + self.has_template
-
-        assert wait_until(is_done, 30), self.program
-
-    def fails_to_reload(self, said: str, number: int = signal.SIGHUP) -> None:
-        self.program.send_signal(number)
-        assert wait_until(lambda: said in self.program.stderr), self.program
-
-    def end(self, status: int = 0) -> None:
-        self.program.send_signal(signal.SIGTERM)
-        assert self.program.finish().returncode == status
-
-
-def descriptors(program: Program) -> list[str]:
-    """The kinds of what a primary has open."""
-    directory = f"/proc/{program.pid}/fd"
-    return sorted(os.readlink(f"{directory}/{fd}").partition(":")[0] for fd in os.listdir(directory))
-
-
 @pytest.mark.parametrize(
     ("method", "count", "reloads"), [("fork", 2, 4), ("fork", 1, 2), ("spawn", 2, 2), ("forkserver", 2, 1)]
 )
@@ -416,15 +302,15 @@ def test_reloads_under_load_fail_no_request_and_run_new_code(
     preload = ["part"] if method == "forkserver" else None
     service = Service(cluster_program, tmp_path, count, start_method=method, preload=preload)
     before = descriptors(service.program)
-    with Load(service.port, 4) as load:
+    with service.load(4) as load:
         for version in range(1, reloads + 1):
             service.release(version)
             service.reload()
-            assert load.versions() == {(version, version)}
+            assert versions(load) == {(version, version)}
             assert load.failures == []
     assert wait_until(lambda: descriptors(service.program) == before)
-    versions = [fact["version"] for fact in service.program.facts_of("ready", pid=service.program.pid)]
-    assert versions == (list(range(reloads + 1)) if method == "fork" else [0]), "the primary itself is new"
+    released = [fact["version"] for fact in service.program.facts_of("ready", pid=service.program.pid)]
+    assert released == (list(range(reloads + 1)) if method == "fork" else [0]), "the primary itself is new"
     service.end()
 
 
@@ -440,7 +326,7 @@ def test_the_primary_starts_anew_as_it_was_started(
     service.reload()
     service.release(2)
     service.reload()
-    assert ask(service.port)[:2] == (2, 2)
+    assert ask(service.port) == (2, 2)
     service.end()
     told = [{**fact, "version": None} for fact in service.program.facts_of("ready")]
     assert len(told) == 3
@@ -477,14 +363,14 @@ def test_a_broken_version_leaves_the_old_workers_serving_and_is_told(
     changes, said = BROKEN[broken]
     service = Service(cluster_program, tmp_path, 2)
     service.program.expects_traceback = True
-    with Load(service.port, 2) as load:
+    with service.load(2) as load:
         service.release(1, changes)
         service.fails_to_reload(said)
         assert wait_until(lambda: len(service.program.processes()) == 3)
-        assert load.versions() == {(0, 0)}
+        assert versions(load) == {(0, 0)}
         service.release(2)
         service.reload()
-        assert load.versions() == {(2, 2)}
+        assert versions(load) == {(2, 2)}
     assert load.failures == []
     service.end()
 
@@ -500,13 +386,13 @@ def test_a_version_that_never_listens_leaves_the_old_workers_serving_and_is_told
     changes: dict[str, str], said: str, cluster_program: Programs, tmp_path: pathlib.Path
 ) -> None:
     service = Service(cluster_program, tmp_path, 2)
-    with Load(service.port, 2) as load:
+    with service.load(2) as load:
         service.release(1, changes)
         service.fails_to_reload(said, signal.SIGUSR1)
-        assert load.versions() == {(0, 0)}
+        assert versions(load) == {(0, 0)}
         service.release(2)
         service.reload()
-        assert load.versions() == {(2, 2)}
+        assert versions(load) == {(2, 2)}
     assert load.failures == []
     service.end()
 
@@ -517,7 +403,7 @@ def test_old_workers_are_ended_gracefully_when_the_new_script_has_failed(
     service = Service(cluster_program, tmp_path, 2)
     service.release(1, {"    tell_events()": "    sys.exit(5)"})
     service.fails_to_reload("the new version has ended")
-    assert ask(service.port)[:2] == (0, 0)
+    assert ask(service.port) == (0, 0)
     service.end(5)
 
 
@@ -528,7 +414,7 @@ def test_a_signal_ends_the_cluster_gracefully_while_the_new_script_starts(
     service.release(1, {"    tell_events()": '    tell("starting")\n    signal.pause()'})
     service.program.send_signal(signal.SIGHUP)
     service.program.wait_for("starting")
-    assert ask(service.port)[:2] == (0, 0)
+    assert ask(service.port) == (0, 0)
     service.end()
 
 
@@ -584,10 +470,10 @@ def test_a_primary_that_cannot_execute_itself_anew_goes_on(cluster_program: Prog
     service.release(1)
     service.fails_to_reload("the primary cannot execute itself anew: [Errno 2]")
     assert wait_until(lambda: flags(service.program) == before)
-    assert ask(service.port)[:2] == (0, 0)
+    assert ask(service.port) == (0, 0)
     directory.mkdir()
     service.reload()
-    assert ask(service.port)[:2] == (1, 1)
+    assert ask(service.port) == (1, 1)
     service.end()
 
 
@@ -625,7 +511,7 @@ def test_a_new_image_may_run_under_gevent_from_its_first_moment_on(
     site.mkdir()
     service = Service(cluster_program, tmp_path, 2, env={"PYTHONPATH": f"{site}:{TESTS}"})
     before = descriptors(service.program)
-    with Load(service.port, 2) as load:
+    with service.load(2) as load:
         (site / "sitecustomize.py").write_text("from gevent import monkey\n\nmonkey.patch_all()\n")
         service.release(1)
         service.reload()
@@ -644,7 +530,7 @@ def test_an_old_worker_does_not_wait_for_a_reader_of_its_output(
     service.release(1, {"    tell_events()": "    sys.exit(5)"})
     service.fails_to_reload("the new version has ended")
     for _ in range(10):  # a pipe has room for 65536
-        assert ask(service.port)[:2] == (0, 0)
+        assert ask(service.port) == (0, 0)
     service.end(5)
 
 

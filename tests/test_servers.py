@@ -13,13 +13,13 @@ import signal
 import socket
 import ssl
 import subprocess
-import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import pytest
 
 from harness import PROGRAMS, Fact, Programs, connect, connect_to, free_port, read_all, wait_until
+from load import Load, once
 from puppets import Puppets, puppets
 
 GET = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -182,42 +182,15 @@ class Client:
             self.sock = None
 
 
-class Load:
-    """Threads that ask one request after the other: some on a new connection each, some on one that they keep."""
+def load(served: Served) -> Load[int]:
+    """Clients of which two connect anew for each request, and two keep their connections. Workers' ids answer."""
 
-    def __init__(self, served: Served) -> None:
-        self.answers: list[int] = []
-        self.failures: list[str] = []
-        self._served = served
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=[kept]) for kept in (False, False, True, True)]
+    def keep() -> Generator[int, None, None]:
+        with contextlib.closing(Client(served.port)) as client:
+            while True:
+                yield served.workers[client.ask()]
 
-    def _ask(self, kept: bool) -> None:
-        client = Client(self._served.port)
-        while not self._stop.is_set():
-            try:
-                self.answers.append(self._served.workers[client.ask()])
-            except (OSError, AssertionError) as failure:
-                self.failures.append(f"{'kept' if kept else 'new'}: {failure!r}")
-                client.close()
-            if not kept:
-                client.close()
-        client.close()
-
-    def wait_for_answers_of(self, *workers: int) -> None:
-        """Wait until each of them has answered from now on, or a request has failed."""
-        before = len(self.answers)
-        wait_until(lambda: {*workers} <= {*self.answers[before:]} or self.failures)
-
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+    return Load([once(served.ask), once(served.ask), keep, keep])
 
 
 def test_new_connections_go_to_the_workers_in_turn(served: Served) -> None:
@@ -244,11 +217,11 @@ def test_workers_that_disconnect_under_load_lose_no_request_and_end_with_status_
         idle = [stack.enter_context(contextlib.closing(Client(served.port))) for _ in range(4)]
         for client in idle:
             client.ask()
-        with Load(served) as load:
-            load.wait_for_answers_of(*((1, 2) if served.policy == "rr" else ()))
+        with load(served) as clients:
+            clients.wait_for_answers_of(*((1, 2) if served.policy == "rr" else ()))
             first = served.disconnect(1)
-            load.wait_for_answers_of(2)
-        assert load.failures == []
+            clients.wait_for_answers_of(2)
+        assert clients.failures == []
         assert (first["code"], first["signal"]) == (0, None)
         assert {served.ask() for _ in range(4)} == {2}
         second = served.disconnect(2)

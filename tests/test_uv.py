@@ -9,8 +9,9 @@ import subprocess
 import pytest
 
 from harness import PATIENCE_S, Program, Programs, connect, free_port, read_all, request
+from load import connections
 from programs.servers import UVLOOP_SERVERS
-from puppets import Load, Start, who_answers
+from puppets import Start, who_answers
 
 pytest.importorskip("uvloop", reason="uvloop is not installed")
 
@@ -36,11 +37,11 @@ def test_no_request_fails_while_workers_on_uvloop_are_replaced(start: Start, pol
     port = free_port()
     cluster = start(policy=policy)
     cluster.serve("uvloop_start_server", port, 1, 2)
-    with Load(port, threads=4) as load:
+    with connections(port, 4) as load:
         for old, new in ((1, 3), (2, 4)):
             cluster.fork()
             cluster.serve("uvloop_start_server", port, new)
-            load.wait_for_answer_of(new)
+            load.wait_for_answers_of(new)
             cluster.do(0, "disconnect", worker=old)
             assert cluster.wait_for_exit(old) == (0, None)
     assert load.failures == []

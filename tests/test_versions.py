@@ -12,7 +12,7 @@ import pytest
 import pycluster
 from harness import TESTS, Programs
 from pycluster import protocol
-from test_reload import Load, Service
+from versions import Service, versions
 
 SOURCES = TESTS.parent / "src"
 
@@ -86,17 +86,17 @@ def test_a_reload_onto_another_version_of_the_library_leaves_the_old_workers_ser
     service = Service(cluster_program, tmp_path, 2, env=library.env, start_method=method)
     service.program.expects_traceback = True
     module, old, new = OTHERS[of]
-    with Load(service.port, 2) as load:
+    with service.load(2) as load:
         service.release(1)
         library.replace(module, old, new)
         service.fails_to_reload("the workers that ran go on")
         assert (
             "RuntimeError: the primary runs another version of pycluster; start the cluster" in service.program.stderr
         )
-        assert load.versions() == {(0, 0)}
+        assert versions(load) == {(0, 0)}
         library.replace(module, new, old)
         service.reload()
-        assert load.versions() == {(1, 1)}
+        assert versions(load) == {(1, 1)}
     assert load.failures == []
     service.end()
 

@@ -1,12 +1,14 @@
 """Servers that block when a client asks for it, and a primary that tells which workers hang.
 
 Arguments: the kind of server, its port, the number of workers, and settings. A client says a line: "sleep 2" (block for
-so long), "sum 9" (the same in C, with the GIL held, for as long as it takes to add so many numbers), or anything else.
-It is answered with the worker's id, when the worker gets to it.
+so long), "sum 9" (the same in C, with the GIL held, for as long as it takes to add so many numbers), "wait 2" (which
+blocks no event loop), or anything else. It is answered with the worker's id, when the worker gets to it. STARTING_S in
+the environment is how long the start of "starting" holds the GIL.
 """
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import sys
@@ -38,7 +40,10 @@ def serve_blocking(listener: socket.socket) -> None:
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(block((await reader.readline()).decode()))
+    line = (await reader.readline()).decode()
+    if line.startswith("wait "):
+        await asyncio.sleep(float(line.split()[1]))
+    writer.write(block(line))
     await writer.drain()
     writer.close()
 
@@ -59,7 +64,7 @@ def run_worker() -> None:
     elif kind == "starting":
         listener = socket.create_server(("127.0.0.1", port))
         tell("starting")
-        deadline = time.monotonic() + 1.5
+        deadline = time.monotonic() + float(os.environ.get("STARTING_S", "1.5"))
         while time.monotonic() < deadline:
             sum(range(10**7))
         serve_blocking(listener)

@@ -1,12 +1,19 @@
-"""A server on many workers that answers each line of a connection with its worker's id. Arguments: port, settings."""
+"""A server on many workers that answers each line of a connection with its worker's id. Arguments: port, settings.
+
+It keeps so many bytes for each line as LEAK in the environment says, for ever.
+"""
 
 import asyncio
 import json
 import logging
+import os
 import sys
 
 from programs.facts import tell, tell_events
 from pycluster import cluster
+
+LEAK = int(os.environ.get("LEAK", "0"))
+kept: list[bytes] = []
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -14,6 +21,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     while line := await reader.readline():
         if not line.strip():
             break
+        kept.append(b"x" * LEAK)
         writer.write(b"worker %d\n" % cluster.worker.id)
         await writer.drain()
     writer.close()

@@ -13,20 +13,19 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from harness import PROGRAMS, Program, free_port, is_listening, is_stopped, wait_until
+from harness import PROGRAMS, Program, connect, free_port, is_listening, is_stopped, wait_until
+from load import Load, once
 from programs.logged import RECORD
 from soak.row import Row, show
 
 WORKERS_EVER = 1 << 16
 CLIENT_PATIENCE_S = 20.0
-PAUSE_S = 0.01  # at most, between two kills
+PAUSE_S = 0.04  # at most, between two kills, for each worker: so long most of them live, and serve
 
 
 @dataclass
@@ -45,46 +44,31 @@ class Storm:
     kinds: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
-class Clients:
-    """Threads that make a connection per request, and remember from where."""
+class Cut(OSError):
+    """A connection that failed.
 
-    def __init__(self, port: int, threads: int) -> None:
-        self.answered = 0
-        self.uses: collections.Counter[bytes] = collections.Counter()
-        self.failures: list[tuple[bytes, str]] = []
-        self._port = port
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(threads)]
+    Attributes:
+      key: where it came from, as the workers log it; empty if it was not made.
+    """
 
-    def _ask(self) -> None:
-        while not self._stop.is_set():
-            key, failure = b"", ""
-            try:
-                with socket.create_connection(("127.0.0.1", self._port), CLIENT_PATIENCE_S) as client:
-                    host, port = client.getsockname()
-                    key = RECORD.pack(bytes(map(int, host.split("."))), port)
-                    client.sendall(b"x")
-                    if client.recv(100) != b"answered":
-                        failure = "end of file"
-            except OSError as error:
-                failure = type(error).__name__
-            with self._lock:
-                self.uses[key] += 1
-                if failure:
-                    self.failures.append((key, failure))
-                else:
-                    self.answered += 1
+    def __init__(self, key: bytes, why: str) -> None:
+        super().__init__(why)
+        self.key = key
 
-    def __enter__(self) -> "Clients":
-        for thread in self._threads:
-            thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+def ask(port: int) -> bytes:
+    """Make a connection, and be answered. Returns where it came from, as the workers log it."""
+    key = b""
+    try:
+        with connect(port, timeout=CLIENT_PATIENCE_S) as client:
+            host, own_port = client.getsockname()
+            key = RECORD.pack(bytes(map(int, host.split("."))), own_port)
+            client.sendall(b"x")
+            if client.recv(100) != b"answered":
+                raise EOFError
+    except (OSError, EOFError) as error:
+        raise Cut(key, type(error).__name__) from error
+    return key
 
 
 def storm(kills: int, workers: int, clients: int = 8, seed: int = 0) -> Storm:
@@ -101,28 +85,31 @@ def storm(kills: int, workers: int, clients: int = 8, seed: int = 0) -> Storm:
         assert wait_until(lambda: is_listening(port))
         with flags.open("rb") as file:
             accepting = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        with Clients(port, clients) as load:
-            _kill(program, accepting, kills, random.Random(seed))
+        with Load([once(lambda: ask(port))] * clients) as load:
+            _kill(program, accepting, kills, random.Random(seed), PAUSE_S / workers)
             result.kills = kills
-            answered = load.answered
-            assert wait_until(lambda: load.answered > answered + 20), f"nobody answers any more\n{program}"
+            answered = len(load.answered)
+            assert wait_until(lambda: len(load.answered) > answered + 20), f"nobody answers any more\n{program}"
         program.send_signal(signal.SIGTERM)
         program.finish()
         records = log.read_bytes()
         logged = collections.Counter(records[i : i + RECORD.size] for i in range(0, len(records), RECORD.size))
-        result.answered = load.answered
-        for key in {key for key, _ in load.failures}:
-            result.lost += max(0, load.uses[key] - logged[key])
-        result.cut = len(load.failures) - result.lost
-        result.kinds.update(kind for _, kind in load.failures)
+        failures = [failure for failure in load.failures if isinstance(failure, Cut)]
+        assert failures == load.failures
+        result.answered = len(load.answered)
+        uses = collections.Counter([*load.answers, *(failure.key for failure in failures)])
+        for key in {failure.key for failure in failures}:
+            result.lost += max(0, uses[key] - logged[key])
+        result.cut = len(failures) - result.lost
+        result.kinds.update(map(str, failures))
     return result
 
 
-def _kill(program: Program, accepting: mmap.mmap, kills: int, chance: random.Random) -> None:
+def _kill(program: Program, accepting: mmap.mmap, kills: int, chance: random.Random, pause_s: float) -> None:
     workers = _workers(program)
     for _ in range(kills):
         while True:
-            time.sleep(chance.random() * PAUSE_S)
+            time.sleep(chance.random() * pause_s)
             living = next(workers)
             if not living:
                 continue

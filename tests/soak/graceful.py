@@ -8,62 +8,18 @@ may a new one be refused.
 import contextlib
 import os
 import signal
-import socket
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from harness import PATIENCE_S, Programs, free_port, wait_until
-from puppets import Puppets, puppets
+from harness import PROGRAMS, Programs, connect, free_port, request, wait_until
+from load import Load, mixed, once
+from puppets import Puppets, puppets, worker_in
 from soak.row import Row, show
 
-PER_CONNECTION = 10  # requests of a client that keeps its connection
-
-
-class Clients:
-    """Clients of a server that answers lines, until they are stopped, or, if they may be refused, until they are."""
-
-    def __init__(self, port: int, threads: int, *, refusable: bool = False) -> None:
-        self.failures: list[str] = []
-        self.answered = 0
-        self._address = ("127.0.0.1", port)
-        self._refusable = refusable
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=[1 + n % 2 * (PER_CONNECTION - 1)]) for n in range(threads)
-        ]
-
-    def _ask(self, requests: int) -> None:
-        while not self._stop.is_set():
-            try:
-                client = socket.create_connection(self._address, PATIENCE_S)
-            except OSError as error:
-                if self._refusable and isinstance(error, ConnectionError):
-                    return
-                self.failures.append(f"connect: {error!r}")
-                continue
-            try:
-                with client, client.makefile("rb") as answers:
-                    for number in range(requests):
-                        client.sendall(b"hello\n")
-                        if not answers.readline().startswith(b"worker "):
-                            self.failures.append(f"end of file instead of answer {number}")
-                            break
-                        self.answered += 1
-            except OSError as error:
-                self.failures.append(f"{error!r}")
-
-    def __enter__(self) -> "Clients":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+LATE_S = 1.0  # what a crowded machine may add to graceful_timeout
+EARLY_S = 0.1  # so much later than the primary it may be noticed here that the new worker listens
 
 
 @contextlib.contextmanager
@@ -78,49 +34,111 @@ def cluster_of(workers: int) -> Iterator[tuple[Puppets, int]]:
         yield cluster, port
 
 
-def one_by_one(times: int, threads: int = 8) -> tuple[int, list[str]]:
+def one_by_one(times: int, threads: int = 8) -> tuple[int, list[Exception]]:
     """Replace workers one after the other. Returns how many requests were answered, and what failed."""
-    with cluster_of(2) as (cluster, port), Clients(port, threads) as clients:
+    with cluster_of(2) as (cluster, port), mixed(port, threads) as load:
         for old in range(1, times + 1):
             [new] = cluster.fork()
             cluster.serve("keep_alive", port, new)
             cluster.do(0, "disconnect", worker=old)
             assert cluster.wait_for_exit(old) == (0, None)
-    return clients.answered, clients.failures
+    return len(load.answered), load.failures
 
 
-def all_at_once(times: int, threads: int = 8) -> tuple[int, list[str]]:
+def all_at_once(times: int, threads: int = 8) -> tuple[int, list[Exception]]:
     """Disconnect all, so often; each cluster is a new one."""
-    answered, failures = 0, []
+    answered = 0
+    failures: list[Exception] = []
     for _ in range(times):
         with cluster_of(2) as (cluster, port):
-            with Clients(port, threads, refusable=True) as clients:
-                assert wait_until(lambda clients=clients: clients.answered > 100)  # type: ignore[misc]
+            with mixed(port, threads, refusable=True) as load:
+                assert load.wait_for(100)
                 cluster.do(0, "disconnect_all")
                 for worker in (1, 2):
                     assert cluster.wait_for_exit(worker) == (0, None)
-            answered += clients.answered
-            failures += clients.failures
+            answered += len(load.answered)
+            failures += load.failures
     return answered, failures
 
 
-def terminated(times: int, threads: int = 8) -> tuple[int, list[str]]:
+def terminated(times: int, threads: int = 8) -> tuple[int, list[Exception]]:
     """The same by SIGTERM, under `run()`."""
-    answered, failures = 0, []
+    answered = 0
+    failures: list[Exception] = []
     for _ in range(times):
         with contextlib.closing(Programs()) as programs:
             port = free_port()
             program = programs("lines", 2, port)
             program.wait_for_all(2, "listening")
-            with Clients(port, threads, refusable=True) as clients:
-                assert wait_until(lambda clients=clients: clients.answered > 100)  # type: ignore[misc]
+            with mixed(port, threads, refusable=True) as load:
+                assert load.wait_for(100)
                 program.send_signal(signal.SIGTERM)
                 assert program.finish().returncode == 0
             ends = [(fact["code"], fact["signal"]) for fact in program.facts_of("exit")]
             assert ends == [(0, None)] * 2, ends
-            answered += clients.answered
-            failures += clients.failures
+            answered += len(load.answered)
+            failures += load.failures
     return answered, failures
+
+
+# The kind of server of programs/hanging.py, and what its client asks for.
+HANGS = {
+    "a blocking handler that sleeps": ("blocking", "sleep 60"),
+    "an event loop that sleeps": ("asyncio", "sleep 60"),
+    "an event loop that holds the GIL": ("asyncio", "sum 100000000000"),
+    "a handler that an event loop waits for": ("asyncio", "wait 60"),
+}
+
+
+def outlasting(graceful_timeout: float, hangs: Mapping[str, tuple[str, str]] = HANGS, clients: int = 3) -> Row:
+    """Reload a cluster of three workers, in the first of which a handler hangs; in each way."""
+    took: list[float] = []
+    ends = set()
+    answered = failed = 0
+    for kind, line in hangs.values():
+        port = free_port()
+        with (
+            contextlib.closing(Programs()) as programs,
+            tempfile.TemporaryDirectory() as directory,
+            puppets(
+                programs,
+                Path(directory),
+                workers=0,
+                exec=str(PROGRAMS / "hanging.py"),
+                args=[kind, str(port)],
+                graceful_timeout=graceful_timeout,
+            ) as cluster,
+        ):
+            cluster.do(0, "fork", count=1)
+            cluster.wait_for_listening(1)
+            with connect(port) as victim:
+                victim.sendall(line.encode() + b"\n")
+                assert wait_until(lambda cluster=cluster: cluster.do(0, "stats")["accepted"] == 1)  # type: ignore[misc]
+                cluster.do(0, "fork", count=2)
+                for worker in (2, 3):
+                    cluster.wait_for_listening(worker)
+                ask = once(lambda port=port: worker_in(request(port, b"hello\n")))  # type: ignore[misc]
+                with Load([ask] * clients) as load:
+                    load.wait_for_answers_of(2, 3)
+                    cluster.do(0, "reload")
+                    cluster.wait_for_listening(4)  # in its place, so that it is disconnected now
+                    began = time.monotonic()
+                    ends.add(cluster.wait_for_exit(1))
+                    took.append(time.monotonic() - began)
+                    assert cluster.program.wait_for("reloaded")["error"] is None
+                    load.wait_for_answers_of(4, 5, 6)
+        answered += len(load.answered)
+        failed += len(load.failures)
+    return Row(
+        "a worker in which a handler hangs is killed after graceful_timeout, and not before",
+        f"reload() of 3 workers, graceful_timeout={graceful_timeout:g}, {clients} clients; in the first hangs "
+        f"{', '.join(hangs)}",
+        f"killed {min(took):.2f} to {max(took):.2f} s after the new one listened; "
+        f"{failed} of {answered + failed:,} other requests failed",
+        not failed
+        and ends == {(None, "SIGKILL")}
+        and graceful_timeout - EARLY_S <= min(took) <= max(took) <= graceful_timeout + LATE_S,
+    )
 
 
 def main() -> None:
@@ -141,7 +159,7 @@ def main() -> None:
                 not failures,
             )
         )
-    show(*rows)
+    show(*rows, outlasting(3.0))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ class Crowd:
         while len(self.answers) < len(self.clients) and (left := ends - time.monotonic()) > 0:
             for fd, _ in poll.poll(1000 * left):
                 client = by_number[fd]
-                self.answers[client] = client.recv(100)
+                try:
+                    self.answers[client] = client.recv(100)
+                except ConnectionError:
+                    self.answers[client] = b""  # it is lost, and the others are to be counted
                 poll.unregister(fd)
         return len([answer for answer in self.answers.values() if answer.startswith(b"worker ")])
 
@@ -125,7 +128,7 @@ def exhausted(
             # Who is answered goes, and makes room for others.
             clients.close(answered_only=True)
             came = clients.hear(2.0)
-            if not came:
+            if not clients.answers:
                 break
             served += came
         lost = cluster.do(0, "figures")["lost"]

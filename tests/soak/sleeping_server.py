@@ -1,12 +1,14 @@
 """Blocking workers of which some requests sleep: as plain processes on one listening socket, and as a cluster.
 
-    python tests/soak/sleeping_server.py plain|cluster PORT WORKERS [ASLEEP_S BUSY_S [SETTINGS]]
+    python tests/soak/sleeping_server.py plain|cluster|loop PORT WORKERS [SETTINGS [ASLEEP_S BUSY_S]]
 
-ASLEEP_S and BUSY_S are the balancer's patience (see `set_patience` in the core); "inf" switches taking back off.
-SETTINGS, in JSON, are the cluster's. It prints `ready` once all workers listen, and ends at SIGTERM. A worker answers
-as bench/load.c wants it: with the bytes that came and a line that names it.
+`loop` is a cluster whose workers are asyncio servers, and where nobody sleeps. SETTINGS, in JSON, are the cluster's;
+ASLEEP_S and BUSY_S are the balancer's patience (see `set_patience` in the core); "inf" switches taking back off. It
+prints `ready` once all workers listen, and ends at SIGTERM. A worker answers as bench/load/load.c wants it: with the
+bytes that came and a line that names it.
 """
 
+import asyncio
 import json
 import os
 import random
@@ -35,6 +37,29 @@ def serve(listener: socket.socket, name: int) -> None:
             connection.sendall(data + line)
 
 
+class Answer(asyncio.Protocol):
+    """One connection of an asyncio server."""
+
+    def __init__(self, line: bytes) -> None:
+        self.line = line
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data + self.line)
+        self.transport.close()
+
+
+async def serve_in_loop(port: int, name: int) -> None:
+    """The same without sleeps, for ever."""
+    line = b"worker %d\n" % name
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Answer(line), HOST, port, backlog=BACKLOG)
+    await server.serve_forever()
+
+
 def plain(port: int, workers: int) -> None:
     listener = socket.create_server((HOST, port), backlog=BACKLOG)
     pids = []
@@ -52,13 +77,16 @@ def plain(port: int, workers: int) -> None:
         os.waitpid(pid, 0)
 
 
-def clustered(port: int, workers: int, patience: list[float], settings: str = "{}") -> None:
+def clustered(way: str, port: int, workers: int, settings: str = "{}", *patience: str) -> None:
     from pycluster import _cluster, cluster
 
+    if cluster.worker is not None and way == "loop":
+        asyncio.run(serve_in_loop(port, cluster.worker.id))
+        return
     if cluster.worker is not None:
         serve(socket.create_server((HOST, port), backlog=BACKLOG), cluster.worker.id)
     if patience:
-        _cluster.set_patience(*patience)
+        _cluster.set_patience(*map(float, patience))
     cluster.setup_primary(graceful_timeout=0.2, **json.loads(settings))
     listening = 0
 
@@ -79,4 +107,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "plain":
         plain(int(sys.argv[2]), int(sys.argv[3]))
     else:
-        clustered(int(sys.argv[2]), int(sys.argv[3]), [float(word) for word in sys.argv[4:6]], *sys.argv[6:])
+        clustered(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
