@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 import time
@@ -25,12 +24,6 @@ from typing import IO, Any, NamedTuple
 TESTS = pathlib.Path(__file__).resolve().parent
 PROGRAMS = TESTS / "programs"
 SHARED_MEMORY = pathlib.Path("/dev/shm")
-# Where programs find compiled modules: one place for all processes of pytest-xdist, which the first one makes.
-_COMPILED = "TESTS_COMPILED"
-_made = None if _COMPILED in os.environ else tempfile.TemporaryDirectory(prefix="pycluster-tests-")
-if _made is not None:
-    os.environ[_COMPILED] = _made.name
-
 # For what takes milliseconds. A noisy machine with two cores may take seconds; a broken program takes for ever.
 PATIENCE_S = 15.0
 # api.md: workers are gone within 1 s after the primary. The rest is for the machine.
@@ -87,9 +80,8 @@ class Program:
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": path,
-            # Compiled once, whatever the environment says, and away from the sources: it halves the start of a program.
+            # Compiled modules are kept, as for most users, whatever the environment says: it halves a start.
             "PYTHONDONTWRITEBYTECODE": "",
-            "PYTHONPYCACHEPREFIX": os.environ[_COMPILED],
             **(env or {}),
         }
         if terminal:

@@ -239,7 +239,7 @@ def test_the_example_is_served_by_all_workers(command: Start, package: str) -> N
     name, what = EXAMPLES[package]
     port = free_port()
     args = [what, port] if name == "run" else ["--port", port, what]
-    program = command(name, "-w", 2, *args, cwd=ROOT / "examples", env={"PYTHONDONTWRITEBYTECODE": "1"})
+    program = command(name, "-w", 2, *args, cwd=ROOT / "examples")
     listening = wait_for(program, "listening", 2, address=f"127.0.0.1:{port}")
     answers = answers_of(port, 2)
     assert {json.loads(answer)["worker"] for answer in answers} == {fact["pid"] for fact in listening}
