@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
+from programs.listening import listening_rows
+
 TESTS = pathlib.Path(__file__).resolve().parent
 PROGRAMS = TESTS / "programs"
 SHARED_MEMORY = pathlib.Path("/dev/shm")
@@ -367,10 +369,8 @@ def _is_taken(port: int) -> bool:
 
 
 def is_listening(port: int) -> bool:
-    """Whether somebody listens on this port, on any IPv4 address. Found out without a connection, which would count."""
-    listening = "0A"  # TCP_LISTEN, proc(5)
-    rows = [line.split() for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return any(row[3] == listening and int(row[1].partition(":")[2], 16) == port for row in rows)
+    """Whether somebody listens on this port, on any IPv4 address."""
+    return bool(listening_rows(port))
 
 
 def connect(port: int, host: str = "127.0.0.1", timeout: float = PATIENCE_S) -> socket.socket:
