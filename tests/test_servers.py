@@ -420,6 +420,13 @@ def test_a_server_that_cannot_be_handed_connections_is_refused_with_the_remedy(
 # ---- gevent
 
 
+def test_a_thread_that_began_before_gevent_came_says_nothing_at_its_end(cluster_program: Programs) -> None:
+    pytest.importorskip("gevent")
+    ended = cluster_program("patched_later").finish()
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert len(ended.facts) == 1
+
+
 def test_a_whole_program_may_run_under_gevent(cluster_program: Programs) -> None:
     pytest.importorskip("gevent")
     port = free_port()
