@@ -15,22 +15,17 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
+from programs.listening import listening_rows
+
 TESTS = pathlib.Path(__file__).resolve().parent
 PROGRAMS = TESTS / "programs"
 SHARED_MEMORY = pathlib.Path("/dev/shm")
-# Where programs find compiled modules: one place for all processes of pytest-xdist, which the first one makes.
-_COMPILED = "TESTS_COMPILED"
-_made = None if _COMPILED in os.environ else tempfile.TemporaryDirectory(prefix="pycluster-tests-")
-if _made is not None:
-    os.environ[_COMPILED] = _made.name
-
 # For what takes milliseconds. A noisy machine with two cores may take seconds; a broken program takes for ever.
 PATIENCE_S = 15.0
 # api.md: workers are gone within 1 s after the primary. The rest is for the machine.
@@ -87,9 +82,8 @@ class Program:
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             "PYTHONPATH": path,
-            # Compiled once, whatever the environment says, and away from the sources: it halves the start of a program.
+            # Compiled modules are kept, as for most users, whatever the environment says: it halves a start.
             "PYTHONDONTWRITEBYTECODE": "",
-            "PYTHONPYCACHEPREFIX": os.environ[_COMPILED],
             **(env or {}),
         }
         if terminal:
@@ -375,10 +369,8 @@ def _is_taken(port: int) -> bool:
 
 
 def is_listening(port: int) -> bool:
-    """Whether somebody listens on this port, on any IPv4 address. Found out without a connection, which would count."""
-    listening = "0A"  # TCP_LISTEN, proc(5)
-    rows = [line.split() for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return any(row[3] == listening and int(row[1].partition(":")[2], 16) == port for row in rows)
+    """Whether somebody listens on this port, on any IPv4 address."""
+    return bool(listening_rows(port))
 
 
 def connect(port: int, host: str = "127.0.0.1", timeout: float = PATIENCE_S) -> socket.socket:

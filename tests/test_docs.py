@@ -5,6 +5,7 @@ that watches what it does; programs of one name do the same in both languages. `
 """
 
 import ast
+import functools
 import os
 import pathlib
 import re
@@ -290,6 +291,7 @@ NODE_TEST = re.compile(r"`(test-cluster-[\w-]+\.js)`(?: \(v23\))?")
 TEST = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 
 
+@functools.cache
 def defined_tests() -> set[tuple[str, str]]:
     return {
         (file.name, node.name)

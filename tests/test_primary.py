@@ -1,8 +1,10 @@
 """The primary: what it and its workers have open, loops of the user's own, and forks that fail."""
 
+import contextlib
 import errno
 import re
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,15 +16,24 @@ def inodes(fact: Fact, kind: str) -> set[str]:
     return {found[1] for link in links if (found := re.fullmatch(rf"{kind}:\[(\d+)\]", link))}
 
 
-@pytest.mark.parametrize("policy", ["rr", "none"])
-def test_a_worker_inherits_the_users_descriptors(policy: str, cluster_program: Programs) -> None:
-    facts = cluster_program("descriptors", free_port(), policy).finish().facts
+@pytest.fixture(scope="module", params=["rr", "none"])
+def policy(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def facts(policy: str) -> Iterator[list[Fact]]:
+    """What programs/descriptors.py tells, under each policy."""
+    with contextlib.closing(Programs()) as programs:
+        yield programs("descriptors", free_port(), policy).finish().facts
+
+
+def test_a_worker_inherits_the_users_descriptors(facts: list[Fact]) -> None:
     assert [fact["users"] for fact in facts if fact["event"] == "worker"] == ["user's"] * 3
 
 
-@pytest.mark.parametrize("policy", ["rr", "none"])
-def test_a_worker_inherits_no_descriptor_of_the_library(policy: str, cluster_program: Programs) -> None:
-    facts = cluster_program("descriptors", free_port(), policy).finish().facts
+def test_a_worker_inherits_no_descriptor_of_the_library(facts: list[Fact]) -> None:
     starts = [fact for fact in facts if fact["event"] == "at start"]
     assert len(starts) == 3
     kinds = [sorted(re.sub(r"\d+", "", link) for link in fact["descriptors"].values()) for fact in starts]
@@ -35,10 +46,8 @@ def test_a_worker_inherits_no_descriptor_of_the_library(policy: str, cluster_pro
         assert len(inodes(fact, "socket")) == 1, "its own control channel"
 
 
-@pytest.mark.parametrize("policy", ["rr", "none"])
-def test_no_socket_is_open_in_two_workers(policy: str, cluster_program: Programs) -> None:
+def test_no_socket_is_open_in_two_workers(policy: str, facts: list[Fact]) -> None:
     """Under SCHED_NONE they share the listening socket; otherwise each has its own channels, and nobody else's."""
-    facts = cluster_program("descriptors", free_port(), policy).finish().facts
     workers = [fact for fact in facts if fact["event"] == "worker"]
     listening = set(workers[-1]["listening"])
     assert len(listening) == 1
@@ -47,8 +56,8 @@ def test_no_socket_is_open_in_two_workers(policy: str, cluster_program: Programs
     assert common == (listening if policy == "none" else set())
 
 
-def test_under_round_robin_the_listening_socket_is_the_primarys_alone(cluster_program: Programs) -> None:
-    facts = cluster_program("descriptors", free_port(), "rr").finish().facts
+@pytest.mark.parametrize("policy", ["rr"], indirect=True)
+def test_under_round_robin_the_listening_socket_is_the_primarys_alone(facts: list[Fact]) -> None:
     [primary] = [fact for fact in facts if fact["event"] == "primary"]
     listening = set(primary["listening"])
     assert listening <= inodes(primary, "socket")

@@ -515,7 +515,7 @@ def test_a_new_image_may_run_under_gevent_from_its_first_moment_on(
         (site / "sitecustomize.py").write_text("from gevent import monkey\n\nmonkey.patch_all()\n")
         service.release(1)
         service.reload()
-        assert load.versions() == {(1, 1)}
+        assert versions(load) == {(1, 1)}
     assert load.failures == []
     assert wait_until(lambda: descriptors(service.program) == before), "what it adopts needs no hub"
     service.fails_to_reload("gevent has patched subprocess")

@@ -63,9 +63,22 @@ def start_thread(function: Callable[[], object], name: str) -> None:
       RuntimeError: there can be no other thread.
     """
     if start_new_thread is _thread.start_new_thread:
-        threading.Thread(target=function, name=name, daemon=True).start()
+        threading.Thread(target=_run, args=(function,), name=name, daemon=True).start()
     else:
         start_new_thread(function, ())
+
+
+def _run(function: Callable[[], object]) -> None:
+    """The life of a thread of threading's.
+
+    When gevent has replaced threads meanwhile, it does not end: threading would look for it by the id of a greenlet,
+    and show a KeyError. The process's end ends it; there is at most one thread of each kind that has begun before.
+    """
+    function()
+    if start_new_thread is not _thread.start_new_thread:
+        lock = allocate_lock()
+        lock.acquire()
+        lock.acquire()
 
 
 class Event:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from programs.facts import tell
+from programs.listening import listening_rows
 from pycluster import _cluster
 
 Facts = dict[str, Any]
@@ -122,12 +123,8 @@ class Front:
 
     def backlog(self) -> int:
         """How many connections the kernel holds for accept(2)."""
-        with open("/proc/net/tcp") as table:
-            for line in table:
-                _, local, _, state, queues, *_ = line.split()
-                if state == "0A" and int(local.split(":")[1], 16) == self.address[1]:
-                    return int(queues.split(":")[1], 16)
-        raise LookupError(self.address)
+        [[_, _, _, _, queues, *_]] = listening_rows(self.address[1])
+        return int(queues.split(":")[1], 16)
 
     def retire(self, worker: FakeWorker) -> None:
         """Close both sides of a worker's channel: it is gone."""

@@ -9,15 +9,14 @@ import tempfile
 import time
 
 from programs.facts import open_descriptors, tell, tell_events
+from programs.listening import listening_rows
 from pycluster import Worker, cluster, process
 
 port, policy = int(sys.argv[1]), sys.argv[2]
 
 
 def listening_inodes() -> list[str]:
-    with open("/proc/self/net/tcp") as table:
-        rows = [line.split() for line in table.readlines()[1:]]
-    return [row[9] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port]
+    return [row[9] for row in listening_rows(port)]
 
 
 if cluster.is_primary:
