@@ -834,13 +834,24 @@ cdef class Receiver:
     cdef int room_for(self, int wanted) except -1:
         """How many descriptors can be received, `wanted` or 1.
 
+        Numbers are given out from below, so those at the very top are in use only if there was a want of others.
+
         Raises:
           OSError: EMFILE, as of accept, before a connection is lost for want of a descriptor.
         """
-        cdef int error
+        cdef pollfd highest[RECEIVE_BATCH]
         cdef int limit = descriptor_limit()
-        if limit > wanted and fcntl(limit - wanted, F_GETFD) < 0 and errno == EBADF:
-            return wanted
+        cdef int error, i
+        cdef int free_ones = 0
+        if limit > wanted:
+            for i in range(wanted):
+                highest[i].fd = limit - 1 - i
+                highest[i].events = highest[i].revents = 0
+            poll(highest, wanted, 0)
+            for i in range(wanted):
+                free_ones += highest[i].revents == POLLNVAL
+            if free_ones == wanted:
+                return wanted
         error = find_descriptor()
         if error < 0:
             raise OSError(-error, strerror(-error).decode())

@@ -42,7 +42,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     enum:
-        F_ADD_SEALS, F_DUPFD_CLOEXEC, F_GETFD, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK
+        F_ADD_SEALS, F_DUPFD_CLOEXEC, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK
         AT_FDCWD, O_CLOEXEC, O_DIRECTORY, O_RDONLY
     int fcntl(int fd, int command, ...)
     int open(const char *path, int flags, ...)
@@ -149,7 +149,7 @@ cdef extern from "<sys/epoll.h>" nogil:
 
 cdef extern from "<poll.h>" nogil:
     enum:
-        POLLIN, POLLRDHUP
+        POLLIN, POLLNVAL, POLLRDHUP
     struct pollfd:
         int fd
         short events

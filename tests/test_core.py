@@ -74,6 +74,12 @@ def test_the_last_descriptor_is_used_and_no_connection_is_lost(core_case: Case) 
     assert (fact["taken"], fact["error"], fact["afterwards"]) == (1, MANY_FILES, 2)
 
 
+@pytest.mark.parametrize("below", ["1", "2", "15", "16", "17"])
+def test_no_connection_is_lost_when_only_a_descriptor_among_others_is_free(core_case: Case, below: str) -> None:
+    fact = core_case("one_descriptor_below_others", below)
+    assert (fact["taken"], fact["error"], fact["afterwards"]) == (1, MANY_FILES, 2)
+
+
 @pytest.mark.parametrize("accept", ["accept", "accept_many"])
 def test_no_connection_is_lost_when_files_take_all_descriptors_between_two_accepts(
     core_case: Case, accept: str

@@ -202,6 +202,24 @@ def few_descriptors_at_first() -> Facts:
     return {"error": error, "taken": len(taken), "afterwards": len(front.workers[0].take_all())}
 
 
+def one_descriptor_below_others(below: str) -> Facts:
+    """All descriptors are in use but one, which is so many below the limit."""
+    front = Front(1)
+    front.give(3)
+    used = [os.dup(0)]
+    while used[-1] < 64:
+        used.append(os.dup(0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used[-1] + 1, hard))
+    os.close(used.pop(-int(below)))
+    taken = front.workers[0].receiver.accept_many()
+    error = error_of(front.workers[0].receiver.accept_many)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for fd in (*used, *(fd for fd, _ in taken)):
+        os.close(fd)
+    return {"taken": len(taken), "error": error, "afterwards": len(front.workers[0].take_all())}
+
+
 def end_of_stream() -> Facts:
     """The primary is gone. The process ends soon; until then accept waits or says that nothing is there."""
     _cluster.create_region(MAX_WORKERS, MAX_COUNTERS)
