@@ -1295,8 +1295,9 @@ cdef void leave_probe(Channel *channel) noexcept nogil:
     if channel.broken:
         move(channel, BROKEN)
         return
-    if pending(channel) > RECEIVE_BATCH:
+    if pending(channel) >= min(balancer.max_pending, <uint64_t>RECEIVE_BATCH + 1):
         # Nothing lies in it, and no more than a batch can be received and not counted yet: somebody has written there.
+        # Or it was full, and what is received is about to be counted: look_after puts that right.
         channel.sent = load(&channel.slot.consumed[channel.cell])
     probe.fd = -1
     error = send_connection(channel.send_fd, &probe)
