@@ -28,7 +28,7 @@ test-asan: build ## run the tests on a core with AddressSanitizer and UndefinedB
 	CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" \
 	    $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH=build/asan/lib \
-	    LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" $(BIN)/python -m pytest --timeout 300 $(TESTS)
+	    LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" $(BIN)/python -m pytest --numprocesses auto --timeout 300 $(TESTS)
 
 # The threads of one process: workers are processes, and share nothing with the primary but the region, which the cases
 # read and write from the main thread, as a worker would. ThreadSanitizer has no threads after a fork with threads.
