@@ -173,6 +173,16 @@ def test_args_without_exec_are_given_to_the_same_script(show: Show) -> None:
 # ---- What it finds
 
 
+def test_a_worker_runs_the_file_as_it_is_when_the_worker_starts(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    program = cluster_program("changing", tmp_path / "script.py", expects_traceback=True)
+    ended = program.finish()
+    assert [fact["version"] for fact in ended.facts if fact["event"] == "ran"] == [1, 2, 3]
+    assert [fact["code"] for fact in ended.facts if fact["event"] == "exit"] == [0, 0, 1, 0]
+    assert ended.stderr.count("SyntaxError") == 1
+
+
 def test_cwd_is_the_workers_directory_and_the_script_is_still_found(
     cluster_program: Programs, method: str, tmp_path: pathlib.Path
 ) -> None:

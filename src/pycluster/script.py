@@ -1,5 +1,6 @@
 """The worker's script: what it is, and running it again from the top as `__main__`."""
 
+import contextlib
 import io
 import os
 import sys
@@ -47,9 +48,27 @@ class Script(msgspec.Struct, frozen=True):
             sys.modules["__mp_main__"] = main
         exec(self._code(), main.__dict__)
 
+    def compile_ahead(self) -> None:
+        """Before a copy of this process is made that runs it: copies share the code, as long as the file is the same.
+
+        What cannot be compiled, the worker reports.
+        """
+        if self.module is None and not self.is_archive:
+            with contextlib.suppress(Exception):
+                self._code()
+
     def _code(self) -> CodeType:
+        global _compiled
         with io.open_code(self.path) as file:
-            return compile(file.read(), self.path, "exec")
+            status = os.fstat(file.fileno())
+            source = (self.path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if _compiled is None or _compiled[0] != source:
+                _compiled = source, compile(file.read(), self.path, "exec")
+            return _compiled[1]
+
+
+# What was compiled last, and of which file.
+_compiled: tuple[tuple[str, int, int, int, int], CodeType] | None = None
 
 
 def find_script(path: str | None) -> Script:

@@ -80,6 +80,7 @@ class Starter:
             if method == "fork":
                 flush_standard_streams()
                 preload()
+                script.compile_ahead()
                 pid, pidfd = _cluster.fork()
             else:
                 told = describe(worker_id, slot, index, theirs.fileno(), script, args, settings)
