@@ -1017,6 +1017,11 @@ cdef class Receiver:
 #
 # When the system is out of descriptors or memory, the listener rests for BACK_OFF_NS.
 #
+# Wake-ups are moderated, as network cards do it: where the channel whose turn it is has PLENTY in it already, the
+# listening socket is disarmed until the next tick, a millisecond later, and what comes meanwhile is accepted in one go.
+# Measured with 2 and 8 blocking workers and 64 clients on 2 cores: the primary takes 8 us per connection instead of 24
+# and 17, and the workers serve 1.2 and 1.1 times as many.
+#
 # The thread runs under SCHED_BATCH: when it wakes it does not preempt a worker. On a busy machine it so gets its time
 # when a slice ends, and finds several connections, which cost little more than one; on an idle core it runs at once.
 # Measured with bench/balance.py's asyncio echo on 2 cores, in one run of 9 interleaved rounds against plain processes
@@ -1031,6 +1036,7 @@ cdef enum:
     BUSY_NS = 50000000
     PATIENCE_STEPS = 8        # a connection taken back in vain weighs as much as some six that were of use
     SCARCE_LIMIT = 2
+    PLENTY = 8                # no Python server takes so many within the tick that ends the pause
     WATCH_LIMIT = 16          # so many in a queue outlast a tick
     LOOKS_MAX = 32            # in vain, into /proc, per tick
     BACK_OFF_NS = 20000000
@@ -1313,9 +1319,13 @@ cdef void leave_probe(Channel *channel) noexcept nogil:
         move(channel, WAITING)  # no memory: it seems to be ready again with the next tick
 
 
-cdef int next_connection(ListenerState *listener, Connection *connection, bint relieve) noexcept nogil:
-    """What waits the longest: held, orphaned, in blocked channels, or new. Returns 0 or -errno, -EAGAIN for nothing."""
+cdef int next_connection(ListenerState *listener, Connection *connection, bint relieve, bint told) noexcept nogil:
+    """What waits the longest: held, orphaned, in blocked channels, or new. Returns 0 or -errno, -EAGAIN for nothing.
+
+    `told`: the epoll has told of a new one.
+    """
     cdef Channel *channel
+    cdef pollfd watched
     cdef int error
     if listener.held.fd >= 0:
         connection[0] = listener.held
@@ -1336,6 +1346,12 @@ cdef int next_connection(ListenerState *listener, Connection *connection, bint r
         leave_probe(channel)
     if listener.closed:
         return -EAGAIN
+    if not told:
+        # An accept4 that fails has made a socket and a file by then, and costs several times as much as this look.
+        watched.fd = listener.fd
+        watched.events = POLLIN
+        if poll(&watched, 1, 0) == 0:
+            return -EAGAIN
     while True:
         connection.length = sizeof(connection.peer)
         # Blocking, as accept(2) gives it: a server that wants it otherwise says so, with or without us.
@@ -1382,8 +1398,11 @@ cdef void serve(ListenerState *listener) noexcept nogil:
                 arm(listener, False)
                 return
         taken_back = balancer.taken_back
-        error = next_connection(listener, &connection, ready)
+        error = next_connection(listener, &connection, ready, _i == 0)
         if error == -EAGAIN:
+            if ready and pending(channel) >= PLENTY:
+                arm(listener, False)
+                balancer.tick_ms = 1
             return
         if error < 0:
             rest(listener)
@@ -1908,7 +1927,7 @@ cdef void empty_backlog(ListenerState *listener) noexcept nogil:
     for place in range(WAITING, BROKEN):
         while has(listener, place):
             move(first(listener, place), READY)
-    while has(listener, READY) and next_connection(listener, &connection, False) == 0:
+    while has(listener, READY) and next_connection(listener, &connection, False, True) == 0:
         link = ring.next
         while link != ring and deliver(<Channel *>link, &connection) < 0:
             link = link.next

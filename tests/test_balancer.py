@@ -187,6 +187,12 @@ def test_a_worker_that_lies_and_accepts_nothing_does_not_starve_the_others(balan
     assert fact["lost"] == 0
 
 
+def test_what_comes_for_workers_that_have_plenty_is_handed_over_in_turn(balance_case: Case) -> None:
+    fact = balance_case("plenty")
+    assert fact["taken"] == [20, 20]
+    assert fact["lost"] == 0
+
+
 def test_a_worker_whose_numbers_somebody_has_written_over_is_served(balance_case: Case) -> None:
     fact = balance_case("overwritten_numbers")
     assert fact["served"] == fact["rounds"]

@@ -446,6 +446,15 @@ def a_lying_worker_that_accepts_nothing() -> Facts:
     return {"served": served, "all_taken": wait_until(all_taken), "lost": figure("lost")}
 
 
+def plenty() -> Facts:
+    """One after the other, for workers that have enough to do: the listener pauses after each."""
+    front = Front(2)
+    for count in range(1, 21):
+        front.give(count, count)
+    taken = [len(worker.take_all()) for worker in front.workers]
+    return {"taken": taken, "lost": figure("lost")}
+
+
 def overwritten_numbers() -> Facts:
     """Somebody writes once over what an honest worker has consumed: it seems to be full, and there is no other one."""
     front = Front(1, max_pending=4)
