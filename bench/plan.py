@@ -50,10 +50,13 @@ _WAYS = ("shared", "reuseport", "rr")
 _APPS = tuple(name for name, variant in VARIANTS.items() if "app" in variant.engines and name != "Node.js none")
 
 FULL = (
-    # Throughput and shares against the number of workers.
-    Suite("echo", "asyncio", (2, 4, 8, 16, 32), (*_WAYS, "none", "Node.js rr", "Node.js none")),
-    Suite("echo", "uvloop", (2, 4, 8, 16, 32), (*_WAYS, "Node.js rr")),
-    Suite("echo", "blocking", (2, 4, 8, 16, 32), (*_WAYS, "C handoff")),
+    # Throughput and shares against the number of workers. Where ratios are looked at, there are more rounds.
+    Suite("echo", "asyncio", (2, 8), (*_WAYS, "shared2", "none", "Node.js rr", "Node.js none"), rounds=9),
+    Suite("echo", "asyncio", (4, 16, 32), (*_WAYS, "Node.js rr"), rounds=3),
+    Suite("echo", "uvloop", (2, 8), (*_WAYS, "Node.js rr"), rounds=9),
+    Suite("echo", "uvloop", (4, 16, 32), (*_WAYS, "Node.js rr"), rounds=3),
+    Suite("echo", "blocking", (2, 8), (*_WAYS, "C handoff"), rounds=9),
+    Suite("echo", "blocking", (4, 16, 32), (*_WAYS, "C handoff"), rounds=3),
     # What a dispatch costs the primary when there are many workers.
     Suite("echo", "blocking", (256,), ("rr", "C handoff"), rounds=3),
     # HTTP: at full load, at half load, and at half load with some slow requests.

@@ -28,7 +28,13 @@ from variants import VARIANTS
 CLOSED = Traffic()
 ENGINES = ("asyncio", "uvloop", "blocking")
 MIXES = ("uniform", "mixed")
-NAMES = {"shared": "shared socket", "reuseport": "SO_REUSEPORT", "rr": "pycluster rr", "none": "pycluster none"}
+NAMES = {
+    "shared": "shared socket",
+    "shared2": "shared, again",
+    "reuseport": "SO_REUSEPORT",
+    "rr": "pycluster rr",
+    "none": "pycluster none",
+}
 SHARES_OF = 8  # workers, if they were measured
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 0.999)
 HIGHEST = 0.9995  # above it there are too few requests
