@@ -2126,8 +2126,14 @@ def release_slot(uint32_t index):
 
 cdef void disown(Channel *channel) noexcept nogil:
     """What lies in the channel is no longer counted as dispatched to its worker."""
+    cdef char byte
+    cdef uint64_t connections
     if channel.slot != NULL:
-        add(&channel.slot.dispatched, -pending(channel))
+        connections = pending(channel)
+        # A probe was put into an empty channel, so it comes first.
+        if connections > 0 and recv(channel.receive_fd, &byte, 1, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT) == PROBE_SIZE:
+            connections -= 1
+        add(&channel.slot.dispatched, -connections)
         channel.slot = NULL
 
 

@@ -160,6 +160,7 @@ cdef extern from "<poll.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     enum:
         AF_INET, AF_INET6, AF_UNIX, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
+        MSG_TRUNC
         SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, SO_ATTACH_FILTER, SO_COOKIE
     ctypedef unsigned int socklen_t
     struct sockaddr:

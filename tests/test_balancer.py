@@ -187,6 +187,11 @@ def test_a_worker_that_lies_and_accepts_nothing_does_not_starve_the_others(balan
     assert fact["lost"] == 0
 
 
+def test_a_probe_is_not_counted_as_a_connection_of_a_dead_worker(balance_case: Case) -> None:
+    fact = balance_case("a_blocked_worker_is_gone")
+    assert fact["of_the_dead"] == fact["taken"] == 2
+
+
 def test_what_comes_for_workers_that_have_plenty_is_handed_over_in_turn(balance_case: Case) -> None:
     fact = balance_case("plenty")
     assert fact["taken"] == [20, 20]

@@ -125,6 +125,20 @@ def the_last_worker_is_gone() -> Facts:
     }
 
 
+def a_blocked_worker_is_gone() -> Facts:
+    """Its connection has moved to another one, and a probe lies in its channel. Both workers end."""
+    front = Front(2)
+    blocked, idle = front.workers
+    front.connect(2)
+    taken = [idle.take(), idle.take()]
+    assert wait_until(blocked.waiting)
+    for worker in (idle, blocked):
+        front.retire(worker)
+    for worker in (idle, blocked):
+        _cluster.release_slot(worker.slot)
+    return {"taken": len(taken), "of_the_dead": _cluster.read_slots()[0][3]}
+
+
 def a_blocked_worker() -> Facts:
     """Worker 0 takes nothing any more; its connection moves to 1, and it gets no more until it takes the probe."""
     front = Front(2)
