@@ -1403,6 +1403,7 @@ cdef void serve(ListenerState *listener) noexcept nogil:
             if ready and pending(channel) >= PLENTY:
                 arm(listener, False)
                 balancer.tick_ms = 1
+                balancer.watching = True
             return
         if error < 0:
             rest(listener)
@@ -1570,7 +1571,8 @@ cdef void notice(Channel *channel, uint32_t events) noexcept nogil:
     if events & (EPOLLERR | EPOLLHUP):
         break_off(channel)
     else:
-        balancer.watching |= look_after(channel)
+        if look_after(channel):  # which sets balancer.watching itself, where a channel becomes unsettled
+            unsettle(channel)
         # The numbers may have been written over: what has left the channel is consumed in any case.
         if channel.place == PROBED and is_empty(channel):
             move(channel, READY)  # the probe has been received, and is perhaps not counted yet

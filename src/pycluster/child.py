@@ -290,8 +290,10 @@ class Child:
     def _silence_listeners(self) -> int:
         """Silence the listeners that nothing waits for. Returns how many something still waits for."""
         waiting = 0
+        undelivered = _cluster.undelivered()
         for shared in descriptors.shared_sockets():
-            if shared.receiver is not None and shared.waiting:
+            # Where no connection is undelivered, what lies in a channel is a probe of the balancer's.
+            if undelivered and shared.receiver is not None and shared.waiting:
                 waiting += 1
                 continue
             try:

@@ -107,7 +107,7 @@ class Shared:
 
     @property
     def waiting(self) -> bool:
-        """Whether a connection lies in the channel."""
+        """Whether a connection lies in the channel, or a probe of the balancer's."""
         poller = native.poll()
         poller.register(self.fd, select.POLLIN)
         return any(event & select.POLLIN and not event & select.POLLHUP for _, event in poller.poll(0))
