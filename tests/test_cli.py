@@ -89,7 +89,9 @@ def answers_of(port: int, count: int) -> set[bytes]:
     answers: set[bytes] = set()
 
     def ask() -> bool:
-        answers.add(request(port, GET).rpartition(b"\r\n")[2])
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
+            connection.request("GET", "/")
+            answers.add(connection.getresponse().read())
         return len(answers) >= count
 
     wait_until(ask)

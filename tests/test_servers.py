@@ -387,7 +387,7 @@ def test_a_server_that_cannot_be_handed_connections_is_refused_with_the_remedy(
     with native(kind, policy, cluster_program, tmp_path) as (cluster, _):
         for worker in (1, 2):
             assert cluster.wait_for_exit(worker) == (1, None)
-        assert cluster.program.stderr.count("SCHED_NONE") == 2
+        assert wait_until(lambda: cluster.program.stderr.count("SCHED_NONE") == 2)
 
 
 # ---- gevent
