@@ -1036,7 +1036,7 @@ cdef enum:
     BUSY_NS = 50000000
     PATIENCE_STEPS = 8        # a connection taken back in vain weighs as much as some six that were of use
     SCARCE_LIMIT = 2
-    PLENTY = 8                # no Python server takes so many within the tick that ends the pause
+    PLENTY = 8                # they keep a blocking Python worker busy for half a tick, if nobody else wants its core
     WATCH_LIMIT = 16          # so many in a queue outlast a tick
     LOOKS_MAX = 32            # in vain, into /proc, per tick
     BACK_OFF_NS = 20000000
@@ -1203,6 +1203,12 @@ cdef void settle(Channel *channel) noexcept nogil:
     ring_remove(&channel.unsettled)
 
 
+cdef void begin_waiting(Channel *channel) noexcept nogil:
+    """From now on count how long its worker makes no progress."""
+    channel.since_ns = balancer.now_ns
+    channel.runs_ns = 0
+
+
 cdef void free_channel(Channel *channel) noexcept nogil:
     watch(channel, False)
     settle(channel)
@@ -1314,8 +1320,7 @@ cdef void leave_probe(Channel *channel) noexcept nogil:
         channel.broken = True
         move(channel, BROKEN)
     else:
-        channel.since_ns = balancer.now_ns
-        channel.runs_ns = 0
+        begin_waiting(channel)
         move(channel, WAITING)  # no memory: it seems to be ready again with the next tick
 
 
@@ -1363,7 +1368,10 @@ cdef int next_connection(ListenerState *listener, Connection *connection, bint r
 
 
 cdef int deliver(Channel *channel, Connection *connection) noexcept nogil:
-    """Put a connection into a channel and close ours. Returns 0, or -errno with the connection still ours."""
+    """Put a connection into a channel, which is to be moved then, and close ours.
+
+    Returns 0, or -errno with the connection still ours.
+    """
     cdef int error
     # Before it can be received, so that a worker never has received more than it was given.
     add(&channel.slot.dispatched, 1)
@@ -1373,10 +1381,8 @@ cdef int deliver(Channel *channel, Connection *connection) noexcept nogil:
         return error
     close(connection.fd)
     if pending(channel) == 0:
-        channel.since_ns = balancer.now_ns
-        channel.runs_ns = 0
+        begin_waiting(channel)
     channel.sent += 1
-    unsettle(channel)
     balancer.tick_ms = 1
     return 0
 
@@ -1502,8 +1508,7 @@ cdef bint look_after(Channel *channel) noexcept nogil:
         if <int64_t>(consumed - channel.sent) > 0:
             # What had been received when we looked (see leave_probe), and was not counted yet.
             channel.sent = consumed
-        channel.since_ns = balancer.now_ns
-        channel.runs_ns = 0
+        begin_waiting(channel)
         if channel.relieves:
             channel.relieves = False
             balancer.patience_ns -= (balancer.patience_ns - balancer.asleep_ns) // PATIENCE_STEPS

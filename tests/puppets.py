@@ -10,7 +10,19 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from harness import PATIENCE_S, UNDISTURBED_TRIES, Fact, Program, Programs, connect_to, read_all, request, wait_until
+from harness import (
+    PATIENCE_S,
+    UNDISTURBED_TRIES,
+    Fact,
+    Program,
+    Programs,
+    connect,
+    connect_to,
+    free_port,
+    read_all,
+    request,
+    wait_until,
+)
 
 Start = Callable[..., "Puppets"]
 
@@ -89,6 +101,18 @@ class Puppets:
     def wait_for_listening(self, worker: int) -> None:
         """Wait until a worker listens."""
         self._wait_for(lambda: self.program.facts_of("listening", worker=worker), worker)
+
+    def pass_over(self, worker: int, other: int) -> None:
+        """Let both listen on a port, and the other one accept two connections, of which the worker was given the first.
+
+        What the balancer then waits for, a probe, lies in the worker's channel.
+        """
+        port = free_port()
+        for each in (worker, other):
+            self.do(each, "listen", port=port)
+        with connect(port), connect(port):
+            for _ in range(2):
+                self.do(other, "accept")
 
     def wait_for_exit(self, worker: int) -> tuple[int | None, str | None]:
         """How a worker has ended."""

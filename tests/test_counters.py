@@ -177,12 +177,7 @@ def test_totals_keep_what_dead_workers_have_done(start: Start) -> None:
 
 def test_what_was_taken_back_is_counted_where_it_went(start: Start) -> None:
     cluster = start()
-    port = free_port()
-    for worker in (1, 2):
-        cluster.do(worker, "listen", port=port)
-    with connect(port), connect(port):
-        for _ in range(2):
-            cluster.do(2, "accept")
+    cluster.pass_over(1, 2)
     said = cluster.do(0, "stats")
     assert [said["workers"][worker]["dispatched"] for worker in ("1", "2")] == [0, 2]
     assert (said["dispatched"], said["accepted"], said["pending"]) == (2, 2, 0)

@@ -346,12 +346,7 @@ def test_servers_are_gone_soon_after_the_primary_was_killed(kind: str, cluster_p
 
 def test_the_last_worker_ends_when_disconnected_though_it_never_accepts_after_it_was_passed_over(start: Start) -> None:
     cluster = start()
-    port = free_port()
-    for worker in (1, 2):
-        cluster.do(worker, "listen", port=port)
-    with connect(port), connect(port):
-        for _ in range(2):
-            cluster.do(2, "accept")
+    cluster.pass_over(1, 2)
     cluster.do(0, "kill", worker=2, signal="SIGKILL")
     cluster.wait_for_exit(2)
     cluster.do(0, "disconnect", worker=1)

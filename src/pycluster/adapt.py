@@ -68,18 +68,22 @@ class _Finder:
 
 
 def _adapt(name: str, module: ModuleType, child: "Child") -> None:
-    adapter, _, function = _ADAPTERS[name].partition(":")
-    adapt: Callable[[ModuleType, Child], None] = getattr(importlib.import_module(f".{adapter}", __package__), function)
+    adapt: Callable[[ModuleType, Child], None] = _import_adapter(name)
     adapt(module, child)
+
+
+def _import_adapter(name: str) -> Any:
+    adapter, _, function = _ADAPTERS[name].partition(":")
+    return getattr(importlib.import_module(f".{adapter}", __package__), function)
 
 
 def preload() -> None:
     """Import the adapters of what is imported, in a process that workers are copied from: they share them then."""
-    for name, adapter in _ADAPTERS.items():
+    for name in _ADAPTERS:
         if name in sys.modules:
             # A library that is too new, or half imported, is for the worker to report.
             with contextlib.suppress(Exception):
-                importlib.import_module(f".{adapter.partition(':')[0]}", __package__)
+                _import_adapter(name)
 
 
 def install(child: "Child") -> None:

@@ -36,8 +36,7 @@ class Process:
         callback: "Callback | None" = None,
     ) -> bool:
         """Send a message to the primary; see `Worker.send`."""
-        worker = self._own("send")._worker
-        return worker._role.send(worker, message, handle, keep_open, callback)
+        return self._own("send").send(message, handle, keep_open=keep_open, callback=callback)
 
     @property
     def pid(self) -> int:

@@ -8,7 +8,7 @@ from .worker import Worker
 class Member:
     """What the primary keeps of one worker, beside the object that the user holds."""
 
-    def __init__(self, worker: Worker, index: int, pidfd: int, channel: Channel, rights: Rights | None = None) -> None:
+    def __init__(self, worker: Worker, index: int, pidfd: int, channel: Channel, rights: Rights | None) -> None:
         """`index`: of its slot in the shared region. `rights`: which it was started with, None for the primary's."""
         self.worker = worker
         self.index = index

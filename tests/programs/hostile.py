@@ -92,7 +92,7 @@ class Liar:
         )
         worker = Worker(number, 1, pid, primary, primary._report)
         worker.on("error", lambda exception: None)
-        self.member = Member(worker, slot, os.pidfd_open(pid), channel)
+        self.member = Member(worker, slot, os.pidfd_open(pid), channel, rights=None)
         _cluster.describe_slot(slot, pid, 0)
         primary._members[number] = self.member
         primary._workers[number] = worker
