@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--full", action="store_true", help="the full set of comparisons instead, see plan.py")
     options.add_argument("--quick", action="store_true", help="few and short rounds, to see that all works")
     options.add_argument("--rounds", type=int, help="5, or as the full set says")
-    options.add_argument("--seconds", type=float, help="measured, per variant and round; 1, of the full set 0.7")
+    options.add_argument(
+        "--seconds", type=float, help=f"measured, per variant and round; 1, of the full set {FULL_SECONDS}"
+    )
     options.add_argument("--clients", type=int, default=64, help="of a closed loop")
     options.add_argument("--size", type=int, default=1, help="bytes of an echo request")
     options.add_argument("--threads", type=int, default=1, help="of the client, where cores are to spare")

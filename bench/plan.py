@@ -13,7 +13,7 @@ CLOSED = Traffic()
 KEPT = Traffic(connections="kept")
 OPEN = Traffic(arrivals="open")
 OPEN_MIXED = Traffic(arrivals="open", mix="mixed")
-FULL_SECONDS = 0.5  # of a load of the full set, which then takes about a quarter of an hour
+FULL_SECONDS = 0.5  # of a load of the full set, which then takes about 13 minutes
 ROUND_OVERHEAD_S = 0.45  # warm-up, and starting the client
 START_S = {"asyncio": 0.03, "uvloop": 0.03, "blocking": 0.03, "app": 0.5}  # of one worker, about
 

@@ -31,7 +31,8 @@ class Settings:
       max_pending: connections that wait in one worker for one listener, not yet accepted, at most.
       max_message_size: the largest encoded message, in bytes.
       max_counters: how many names of counters there can be; fixed by the first fork or counter.
-      graceful_timeout: seconds that workers have to finish, once asked, before they are killed.
+      graceful_timeout: seconds that workers have to finish before they are killed, once a signal, a reload or recycling
+        has asked them to end. `disconnect` alone never kills.
       worker_timeout: seconds without progress, while connections wait for it, after which a worker is taken to hang;
         None to watch nobody. Progress is an accepted connection, or a tick of an event loop. A worker that has not yet
         accepted, and whose loop has not run yet, is starting, for as long as it likes.
