@@ -81,7 +81,7 @@ def ends_well(program: Program, workers: int, number: int = signal.SIGTERM) -> N
     ended = program.finish()
     assert ended.returncode == 0, program
     ends = [(fact["code"], fact["asked"]) for fact in logged(program, "stopped")]
-    assert ends == [(0, True)] * workers, program
+    assert ends == [(0, True)] * workers, str(program)
 
 
 def answers_of(port: int, count: int) -> set[bytes]:
@@ -444,6 +444,21 @@ def test_a_script_that_never_comes_up_is_tried_again_when_it_has_changed(
     ends_well(program, 2)
 
 
+def test_who_waits_to_be_started_when_it_is_given_up_is_not(command: Start, tmp_path: pathlib.Path) -> None:
+    script, port = tmp_path / "main.py", free_port()
+    # The first place is to be taken once more 0.3 s after the start; the crash in the second one is one too many.
+    late = "import sys, time, pycluster; time.sleep(0.15 * pycluster.cluster.worker.slot); sys.exit(1)"
+    release(script, 1, late)
+    program = command("run", "-w", 2, "--reload-on-change", script, port)
+    wait_for(program, "given-up")
+    wait_for(program, "watching")
+    release(script, 2)
+    wait_for(program, "listening", 2)
+    wait_for(program, "reloaded")
+    ends_well(program, 2)
+    assert len(logged(program, "started")) == 5
+
+
 def test_sighup_reloads_and_what_it_has_started_is_looked_after(command: Start) -> None:
     port = free_port()
     program = command("run", "-w", 2, PROGRAMS / "plain_server.py", port)
@@ -656,8 +671,9 @@ def test_in_a_pipe_it_is_plain_and_standard_output_is_the_workers(command: Start
     assert program.finish().returncode == 0
     assert program.lines == []
     assert len(program.facts) == 1
-    assert [re.sub(r"[\d:]{8} |\d+", "", line) for line in program.stderr.splitlines()] == [
-        f"primary  runs {PROGRAMS}/shown.py on  worker",
+    said = program.stderr.replace(str(PROGRAMS), "PROGRAMS")  # there may be digits in it
+    assert [re.sub(r"[\d:]{8} |\d+", "", line) for line in said.splitlines()] == [
+        "primary  runs PROGRAMS/shown.py on  worker",
         "worker  (pid ) started",
         "worker  (pid ) exited with status ",
         "no worker is left",

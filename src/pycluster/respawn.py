@@ -171,6 +171,9 @@ class Respawner:
             return True
         if not self.given_up:
             self.given_up = True
+            for life in self._waiting:
+                self._leave(life)
+            self._waiting.clear()
             tries = self.crashes
             self._primary.defer(lambda: self._give_up(tries))  # when the `exit` of the last has been emitted
         return False
