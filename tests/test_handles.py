@@ -393,10 +393,11 @@ def test_connections_that_wait_are_shared_out_when_all_workers_disconnect(start:
         clients = [stack.enter_context(connect(port)) for _ in range(6)]
         cluster.do(0, "disconnect_all")
         for worker in (1, 2):
-            for _ in range(3):
-                cluster.do(worker, "accept")
-        answers = [worker_in(read_all(client)) for client in clients]
-        assert sorted(answers) == [1] * 3 + [2] * 3
+            cluster.do(worker, "serve_in_a_thread")
+        for client in clients:
+            client.shutdown(socket.SHUT_WR)  # the end of the request
+        # Three each, but on a busy machine one of 150 runs had two and four.
+        assert {worker_in(read_all(client)) for client in clients} == {1, 2}
     for worker in (1, 2):
         assert cluster.wait_for_exit(worker) == (0, None)
 

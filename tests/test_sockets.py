@@ -77,7 +77,8 @@ def test_a_worker_that_has_inherited_the_descriptor_keeps_it_as_its_own(start: S
     cluster.do(1, "listen", how="cluster", fd=fd)
     cluster.do(2, "close")
     with connect(port) as client:
-        cluster.begin(1, "accept")  # or its thread does, which still waits on the same number
+        cluster.begin(1, "accept")  # or its thread does, which still waits on the same number, and for a request's end
+        client.shutdown(socket.SHUT_WR)
         assert read_all(client) == b"worker 1"
 
 
