@@ -89,6 +89,11 @@ def figures() -> dict[str, int]:
     return _cluster.balancer_figures()
 
 
+def never_take_back() -> None:
+    """Leave connections with the worker that was given them, though it may be blocked."""
+    _cluster.set_patience(float("inf"), float("inf"))
+
+
 def states() -> dict[int, str]:
     return {number: worker.state for number, worker in cluster.workers.items()}
 
