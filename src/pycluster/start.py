@@ -109,7 +109,10 @@ def start_interpreter(
         raise ClusterError("an interpreter to start needs sys.executable, which is empty: Python is embedded here")
     if native.is_patched():
         # gevent's Popen forks in Python, and the hooks there close what is to be inherited.
-        raise ClusterError("no interpreter can be started where gevent has patched subprocess; set start_method='fork'")
+        raise ClusterError(
+            "no interpreter can be started where gevent has patched subprocess: fork with start_method='fork', and "
+            "start the primary anew instead of reloading it"
+        )
     import subprocess  # only here: a cluster that forks does not need it, and every worker would carry it
 
     # Ctrl-C must find the handler of the new process, not an interpreter that is about to start: it unblocks it.
