@@ -23,12 +23,15 @@ test: build lint ## run the linters, then the tests
 	$(BIN)/python -m pytest --numprocesses auto
 
 # `make TESTS=tests/test_core.py test-asan` for a part of it. CPython frees little at its end, so leaks are valgrind's.
+# Some tests fault on purpose, and count on the signal. libstdc++ must be there before a module that throws is loaded.
 test-asan: build ## run the tests on a core with AddressSanitizer and UndefinedBehaviorSanitizer
 	rm -rf build/asan
 	CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer" \
 	    $(BIN)/python setup.py -q build --build-base build/asan --build-lib build/asan/lib
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH=build/asan/lib \
-	    LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" $(BIN)/python -m pytest --numprocesses auto --timeout 300 $(TESTS)
+	ASAN_OPTIONS=detect_leaks=0:handle_segv=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	    PYTHONPATH=$(CURDIR)/build/asan/lib \
+	    LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" \
+	    $(BIN)/python -m pytest --numprocesses auto --timeout 300 $(TESTS)
 
 # The threads of one process: workers are processes, and share nothing with the primary but the region, which the cases
 # read and write from the main thread, as a worker would. ThreadSanitizer has no threads after a fork with threads.
@@ -36,7 +39,7 @@ test-tsan: build ## run the balancer's tests on a core with ThreadSanitizer
 	rm -rf build/tsan
 	CFLAGS="-g -fsanitize=thread -fno-omit-frame-pointer" \
 	    $(BIN)/python setup.py -q build --build-base build/tsan --build-lib build/tsan/lib
-	TSAN_OPTIONS="die_after_fork=0 suppressions=$(CURDIR)/tests/tsan.supp" PYTHONPATH=build/tsan/lib \
+	TSAN_OPTIONS="die_after_fork=0 suppressions=$(CURDIR)/tests/tsan.supp" PYTHONPATH=$(CURDIR)/build/tsan/lib \
 	    LD_PRELOAD="$$($(CC) -print-file-name=libtsan.so)" setarch -R $(BIN)/python -m pytest --timeout 300 \
 	    tests/test_balancer.py -k "not replaced_one_by_one and not accepted_nothing"
 
