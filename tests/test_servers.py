@@ -284,6 +284,23 @@ def test_uvicorn_serves_on_a_path(policy: str, cluster_program: Programs, tmp_pa
             assert cluster.wait_for_exit(worker) == (0, None)
 
 
+def test_a_script_that_goes_on_when_its_server_has_ended_is_not_interrupted(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    pytest.importorskip("uvicorn")
+    port, other = free_port(), free_port()
+    script = str(PROGRAMS / "served" / "with_a_cleanup.py")
+    args = [str(port), str(other)]
+    with puppets(cluster_program, tmp_path, workers=0, exec=script, args=args) as cluster:
+        cluster.do(0, "fork")
+        cluster.program.wait_for("listening", port=other)
+        with connect(other):
+            cluster.program.wait_for("listening", port=port)
+            cluster.do(0, "disconnect", worker=1)
+            assert cluster.wait_for_exit(1) == (5, None)
+        assert cluster.program.facts_of("cleaned")
+
+
 def test_a_websocket_stays_with_its_worker_and_is_closed_when_that_ends(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("websockets")
     with serving("uvicorn_on_uvloop", "rr", tmp_path) as served, contextlib.ExitStack() as stack:

@@ -40,6 +40,8 @@ DRAIN_SWEEP_S = 0.02
 END_SIGNAL = signal.SIGURG
 # `disconnect` handlers of the user's loops have this long before the script is ended.
 HANDLERS_S = 0.2
+# What a script does once its framework has stopped with the worker has this long before the script is ended.
+CLEANUP_S = 5.0
 # Messages that wait in memory when the script ends have this long to reach the primary.
 FLUSH_S = 5.0
 
@@ -94,6 +96,7 @@ class Child:
         self._script_runs = False
         self._ending: SystemExit | None = None
         self._end_delivered = False
+        self._spared_until = 0.0  # by time.monotonic(): the script is ending by itself
         self._unraisable_hook = sys.unraisablehook
         self._main = native.get_ident()
         self._control: int | None = None  # the control thread, while it runs
@@ -326,8 +329,9 @@ class Child:
     def ended_by(self, stop: Callable[[], object]) -> Iterator[None]:
         """While inside, ask a framework to stop where the script would be ended: `SystemExit` comes when that is left.
 
-        For those that would not survive it in the middle of their work, or not notice it. In another thread than the
-        main one, which the signal never interrupts, nothing changes.
+        For those that would not survive it in the middle of their work, or not notice it. One that has stopped because
+        of `quiet` is left before the worker ends: the script may then end by itself, undisturbed for `CLEANUP_S`. In
+        another thread than the main one, which the signal never interrupts, nothing changes.
 
         Args:
           stop: called once, in the main thread, in the middle of whatever that does.
@@ -347,6 +351,8 @@ class Child:
         try:
             yield
         finally:
+            if self.quiet.is_set():
+                self._spared_until = time.monotonic() + CLEANUP_S
             signal.signal(END_SIGNAL, previous)
             signal.raise_signal(END_SIGNAL)
 
@@ -376,7 +382,8 @@ class Child:
         while self._script_runs and not self._end_delivered:
             if native.get_ident() == self._control:
                 self._run_deferred()
-            signal.pthread_kill(self._main, END_SIGNAL)
+            if time.monotonic() >= self._spared_until:
+                signal.pthread_kill(self._main, END_SIGNAL)
             native.sleep(wait_s)
             wait_s = min(2 * wait_s, 1.0)
 

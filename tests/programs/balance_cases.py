@@ -463,6 +463,7 @@ def a_lying_worker_that_accepts_nothing() -> Facts:
 def plenty() -> Facts:
     """One after the other, for workers that have enough to do: the listener pauses after each."""
     front = Front(2)
+    _cluster.set_patience(float("inf"), float("inf"))  # where nobody consumes, a blocked worker loses its turn
     for count in range(1, 21):
         front.give(count, count)
     taken = [len(worker.take_all()) for worker in front.workers]
