@@ -136,8 +136,9 @@ def _accept_connection(
         # Out of descriptors: asyncio's own step meets the same error, and knows how to back off.
         _plain_accept_connection(loop, protocol_factory, sock, sslcontext, server, *rest)
         return
+    of_its_kind = sock.family, sock.type, sock.proto  # each makes an enum: once per batch
     for fd, address in accepted:
-        connection = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
+        connection = socket.socket(*of_its_kind, fileno=fd)
         connection.setblocking(False)
         try:
             loop._make_socket_transport(connection, protocol_factory(), extra={"peername": address}, server=server)

@@ -7,14 +7,16 @@ bound through socket.socket; libuv receives from it by itself.
 """
 
 import asyncio
+import contextlib
 import errno
 import functools
 import socket
 from asyncio import base_events, constants, unix_events
+from collections.abc import Coroutine
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from . import heartbeat, listener
+from . import heartbeat, listener, native
 
 if TYPE_CHECKING:
     from .child import Child
@@ -130,18 +132,20 @@ class _Face:
         ssl_shutdown_timeout: float | None = None,
         *_: Any,
     ) -> None:
-        options: dict[str, Any] = {}
-        if sslcontext is not None:
-            options = {
-                "ssl": sslcontext,
-                "ssl_handshake_timeout": ssl_handshake_timeout,
-                "ssl_shutdown_timeout": ssl_shutdown_timeout,
-            }
+        family, kind = sock.family, sock.type
+        tls = {
+            "ssl": sslcontext,
+            "ssl_handshake_timeout": ssl_handshake_timeout,
+            "ssl_shutdown_timeout": ssl_shutdown_timeout,
+        }
 
         def accept() -> None:
             try:
                 for fd, _ in listener.accept_ready(sock):
-                    self._take(protocol_factory, socket.socket(sock.family, sock.type, sock.proto, fileno=fd), options)
+                    if sslcontext is None:
+                        self._take(protocol_factory, _Accepted(family, kind, fd))
+                    else:
+                        self._secure(protocol_factory, socket.socket(family, kind, fileno=fd), tls)
             except OSError as exception:
                 if exception.errno not in _SHORTAGES:
                     raise
@@ -161,25 +165,63 @@ class _Face:
         self._loop.remove_reader(sock)
         sock.close()
 
-    def _take(self, protocol_factory: Any, connection: socket.socket, options: dict[str, Any]) -> None:
-        task = self._loop.create_task(self._connect(protocol_factory, connection, options))
-        _connecting.add(task)
-        task.add_done_callback(_connecting.discard)
-
-    async def _connect(self, protocol_factory: Any, connection: socket.socket, options: dict[str, Any]) -> None:
+    def _take(self, protocol_factory: Any, connection: "_Accepted") -> None:
+        # What it first waits for is connection_made, and then all is done: a task would cost more than the rest.
+        connecting = self._loop.connect_accepted_socket(protocol_factory, connection)
         try:
-            connection.setblocking(False)
-            await self._loop.connect_accepted_socket(protocol_factory, connection, **options)
+            made: asyncio.Future[object] = connecting.send(None)
+        except Exception as exception:
+            native.close(connection.fileno())
+            self._report(exception)
+        else:
+            made.add_done_callback(functools.partial(_finish, connecting))
+
+    def _secure(self, protocol_factory: Any, connection: socket.socket, tls: dict[str, Any]) -> None:
+        task = self._loop.create_task(self._shake_hands(protocol_factory, connection, tls))
+        _securing.add(task)
+        task.add_done_callback(_securing.discard)
+
+    async def _shake_hands(self, protocol_factory: Any, connection: socket.socket, tls: dict[str, Any]) -> None:
+        try:
+            await self._loop.connect_accepted_socket(protocol_factory, connection, **tls)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
             connection.close()  # the peer went away, or TLS with it came to nothing
         except Exception as exception:
             connection.close()
-            if self._debug or not options:
-                self._report(exception, "Error on transport creation for incoming connection")
+            if self._debug:
+                self._report(exception)
 
-    def _report(self, exception: Exception, message: str) -> None:
+    def _report(
+        self, exception: Exception, message: str = "Error on transport creation for incoming connection"
+    ) -> None:
         self._loop.call_exception_handler({"message": message, "exception": exception})
 
 
+class _Accepted:
+    """A connection, as `connect_accepted_socket` asks for one; libuv then owns the descriptor, and closes it.
+
+    A socket object, which nobody would see, costs eight times as much, and a system call.
+    """
+
+    __slots__ = ("_fd", "family", "type")
+
+    def __init__(self, family: int, kind: int, fd: int) -> None:
+        self.family = family
+        self.type = kind
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        """Called when libuv has closed it."""
+
+
+def _finish(connecting: Coroutine[Any, Any, object], made: "asyncio.Future[object]") -> None:
+    """Let a coroutine go on that has waited without a task. What connection_made raises, the loop has reported."""
+    with contextlib.suppress(Exception):
+        connecting.send(None)
+
+
 # A loop keeps only weak references to its tasks.
-_connecting: "set[asyncio.Task[None]]" = set()
+_securing: "set[asyncio.Task[None]]" = set()

@@ -104,20 +104,35 @@ async def no_descriptors() -> None:
     await server.serve_forever()
 
 
+class Abort(asyncio.Protocol):
+    """Wants nothing of its client."""
+
+    def connection_made(self, transport: Any) -> None:
+        transport.abort()
+
+
+class Fail(asyncio.Protocol):
+    """Stumbles over its client."""
+
+    def connection_made(self, transport: Any) -> None:
+        transport.abort()
+        raise ValueError("no connection")
+
+
 async def failing() -> None:
-    """A protocol that cannot be made costs its connection and no other one."""
+    """Protocols that cannot be made or used cost their connection and no other one; the loop is told as by libuv's."""
     loop = asyncio.get_running_loop()
     failures = []
     loop.set_exception_handler(lambda loop, context: failures.append(repr(context["exception"])))
-    count = 0
+    made = iter([None, Abort, Fail])
 
-    def make() -> Answer:
-        nonlocal count
-        count += 1
-        if count == 1:
+    def make() -> asyncio.Protocol:
+        kind = next(made, Answer)
+        if kind is None:
             raise LookupError("no protocol")
-        tell("made", failures=failures)
-        return Answer()
+        if kind is Answer:
+            tell("made", failures=failures)
+        return kind()
 
     server = await loop.create_server(make, sock=cluster.listen((HOST, 0)))
     tell("serving", port=port_of(server))
