@@ -432,7 +432,8 @@ def test_messages_listeners_and_counters_outlive_the_image_of_the_primary(
 
         def is_done(before: set[int] = before) -> bool:
             now = set(program.processes())
-            return now & before == {program.pid} and len(now) == 2
+            serving = {fact["pid"] for fact in program.facts_of("serving")}
+            return now & before == {program.pid} and len(now) == 2 and now - before <= serving
 
         assert wait_until(is_done), program
         newest = max(fact["worker"] for fact in program.facts_of("serving"))
