@@ -303,7 +303,7 @@ def test_a_worker_that_is_told_to_end_alone_leaves_no_connection_behind(command:
     first = wait_for(program, "listening", 2)[0]
     os.kill(first["pid"], signal.SIGTERM)
     assert wait_for(program, "died")[0]["signal"] == "SIGTERM"
-    program.wait_for_all(1, "down")
+    assert len(program.wait_for_all(1, "down")) == 1
     wait_for(program, "listening", 3)
     ends_well(program, 2)
 

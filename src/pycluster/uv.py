@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .child import Child
 
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_NO_TRANSPORT = "Error on transport creation for incoming connection"
 
 
 def share_ports(uvloop: ModuleType, child: "Child") -> None:
@@ -145,7 +146,7 @@ class _Face:
                     if sslcontext is None:
                         self._take(protocol_factory, _Accepted(family, kind, fd))
                     else:
-                        self._secure(protocol_factory, socket.socket(family, kind, fileno=fd), tls)
+                        self._secure(protocol_factory, socket.socket(family, kind, sock.proto, fileno=fd), tls)
             except OSError as exception:
                 if exception.errno not in _SHORTAGES:
                     raise
@@ -172,7 +173,7 @@ class _Face:
             made: asyncio.Future[object] = connecting.send(None)
         except Exception as exception:
             native.close(connection.fileno())
-            self._report(exception)
+            self._report(exception, _NO_TRANSPORT)
         else:
             made.add_done_callback(functools.partial(_finish, connecting))
 
@@ -189,11 +190,9 @@ class _Face:
         except Exception as exception:
             connection.close()
             if self._debug:
-                self._report(exception)
+                self._report(exception, _NO_TRANSPORT)
 
-    def _report(
-        self, exception: Exception, message: str = "Error on transport creation for incoming connection"
-    ) -> None:
+    def _report(self, exception: Exception, message: str) -> None:
         self._loop.call_exception_handler({"message": message, "exception": exception})
 
 
