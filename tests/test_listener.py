@@ -92,6 +92,22 @@ def test_under_sched_none_a_listener_that_blocks_here_blocks_whatever_another_wo
     assert request(port) == b"worker 1"
 
 
+def test_under_sched_none_an_accept_ends_in_time_though_its_worker_disconnects_meanwhile(start: Start) -> None:
+    cluster = start(policy="none")
+    port = cluster.do(1, "listen", how="cluster")["name"][1]
+    cluster.do(2, "listen", how="cluster")
+    with connect(port):
+        cluster.do(1, "accept", keep=True)
+        accepting = cluster.begin(1, "accept", timeout=2.0)
+        with pytest.raises(TimeoutError):
+            cluster.do(2, "accept", timeout=1.6)
+        cluster.do(0, "disconnect", worker=1)
+        with pytest.raises(TimeoutError):
+            cluster.do(2, "accept", timeout=1.2)
+        # If its time began anew, it would still wait.
+        assert cluster.program.facts_of("failed", seq=accepting)
+
+
 # ---- What the methods say
 
 

@@ -37,6 +37,9 @@ DEFAULT_BACKLOG = 511
 # The longest timeout that the socket module takes (INT_MAX milliseconds), and one that nobody else will think of.
 FOREVER_S = 2147483.625
 
+# Of a wait whose time is over: 0 would mean that it was none.
+SHORTEST_S = 0.001
+
 # What the kernel would say of the channel, and not of the listening socket that it stands for.
 _TOLD_BY_US = (socket.SO_ACCEPTCONN, socket.SO_TYPE, socket.SO_DOMAIN, socket.SO_PROTOCOL)
 
@@ -309,7 +312,7 @@ def _accept(self: socket.socket) -> tuple[int, Any]:
     if not shared.listening:
         return _plain_accept(self)  # type: ignore[no-any-return]
     timeout = self.gettimeout()
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = time.monotonic() + (timeout or 0.0)
     while shared.receiver is None:
         try:
             return _cluster.accept_direct(shared.fd)
@@ -320,11 +323,12 @@ def _accept(self: socket.socket) -> tuple[int, Any]:
             if not shared.silent:
                 raise
             continue  # it has just been taken off the descriptor; the receiver is about to be there
-        left = 1.0 if deadline is None else deadline - time.monotonic()
+        left = 1.0 if timeout is None else deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
         _wait_readable(shared, min(left, 1.0))
-    return shared.receiver.accept(timeout)  # silenced meanwhile
+    # Silenced meanwhile.
+    return shared.receiver.accept(timeout and max(deadline - time.monotonic(), SHORTEST_S))
 
 
 def _wait_readable(shared: descriptors.Shared, seconds: float) -> None:
