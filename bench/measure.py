@@ -51,7 +51,7 @@ def measure(suite: Suite, settings: Settings, problems: list[str], tell: Tell) -
         where = f"{suite.protocol} {suite.engine}, {workers} workers"
         with _started(suite, workers, problems) as servers:
             cells = {
-                (traffic, name): Cell(suite.protocol, suite.engine, traffic, workers, name)
+                (traffic, name): Cell(suite.protocol, suite.engine, traffic, workers, name, suite.api)
                 for traffic in suite.traffics
                 for name in servers
             }

@@ -7,13 +7,13 @@ from typing import Literal
 
 from results import Traffic
 from variants import VARIANTS, Engine
-from work import Protocol
+from work import Api, Protocol
 
 CLOSED = Traffic()
 KEPT = Traffic(connections="kept")
 OPEN = Traffic(arrivals="open")
 OPEN_MIXED = Traffic(arrivals="open", mix="mixed")
-FULL_SECONDS = 0.5  # of a load of the full set, which then takes about 13 minutes
+FULL_SECONDS = 0.5  # of a load of the full set, which then takes about 18 minutes
 ROUND_OVERHEAD_S = 0.45  # warm-up, and starting the client
 START_S = {"asyncio": 0.03, "uvloop": 0.03, "blocking": 0.03, "app": 0.5}  # of one worker, about
 
@@ -29,7 +29,7 @@ class Suite:
     traffics: tuple[Traffic, ...] = (CLOSED,)
     rounds: int = 5
     loop: Literal["asyncio", "uvloop"] = "uvloop"
-    api: Literal["streams", "protocol"] = "streams"
+    api: Api = "streams"
 
     @property
     def loads(self) -> int:
@@ -50,13 +50,16 @@ _WAYS = ("shared", "reuseport", "rr")
 _APPS = tuple(name for name, variant in VARIANTS.items() if "app" in variant.engines and name != "Node.js none")
 
 FULL = (
-    # Throughput and shares against the number of workers. Where ratios are looked at, there are more rounds.
+    # Throughput and shares against the number of workers: so many rounds that each cell has some 10 000 connections.
     Suite("echo", "asyncio", (2, 8), (*_WAYS, "shared2", "none", "Node.js rr", "Node.js none"), rounds=9),
-    Suite("echo", "asyncio", (4, 16, 32), (*_WAYS, "Node.js rr"), rounds=3),
+    Suite("echo", "asyncio", (4, 16, 32), (*_WAYS, "Node.js rr"), rounds=7),
     Suite("echo", "uvloop", (2, 8), (*_WAYS, "Node.js rr"), rounds=9),
-    Suite("echo", "uvloop", (4, 16, 32), (*_WAYS, "Node.js rr"), rounds=3),
+    Suite("echo", "uvloop", (4, 16, 32), (*_WAYS, "Node.js rr"), rounds=7),
+    # As Node.js's net module, and as uvicorn and aiohttp: the loop calls back with the data.
+    Suite("echo", "uvloop", (2, 8), (*_WAYS, "Node.js rr"), rounds=9, api="protocol"),
+    Suite("echo", "uvloop", (4, 16, 32), (*_WAYS, "Node.js rr"), rounds=7, api="protocol"),
     Suite("echo", "blocking", (2, 8), (*_WAYS, "C handoff"), rounds=9),
-    Suite("echo", "blocking", (4, 16, 32), (*_WAYS, "C handoff"), rounds=3),
+    Suite("echo", "blocking", (4, 16, 32), (*_WAYS, "C handoff"), rounds=7),
     # What a dispatch costs the primary when there are many workers.
     Suite("echo", "blocking", (256,), ("rr", "C handoff"), rounds=3),
     # HTTP: at full load, at half load, and at half load with some slow requests.

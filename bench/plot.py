@@ -105,16 +105,18 @@ def shares(results: Results) -> Any:
 
 def throughput(results: Results) -> Any:
     """A panel for each engine: a line for each variant against the number of workers, and its range."""
-    blocks = {b[0].engine: b for b in results.blocks() if b[0].protocol == "echo" and b[0].traffic == CLOSED}
-    engines = [engine for engine in ENGINES if engine in blocks]
-    if not engines:
+    blocks = [b for b in results.blocks() if b[0].protocol == "echo" and b[0].traffic == CLOSED]
+    if not blocks:
         return None
-    picture, panels = plt.subplots(1, len(engines), figsize=(max(3.6 * len(engines), NARROWEST), 3.7), squeeze=False)
-    for panel, engine in zip(panels[0], engines, strict=True):
-        first = blocks[engine][0].variant
-        counts = sorted({cell.workers for cell in blocks[engine] if cell.variant == first})
-        for name in _variants(blocks[engine]):
-            cells = [cell for cell in blocks[engine] if cell.variant == name and cell.workers in counts]
+    columns = 2 if len(blocks) == 4 else len(blocks)
+    lines = len(blocks) // columns
+    size = (max(3.6 * columns, NARROWEST), 2.9 * lines + 0.8)
+    picture, panels = plt.subplots(lines, columns, figsize=size, squeeze=False)
+    for panel, block in zip(panels.flat, blocks, strict=True):
+        first = block[0].variant
+        counts = sorted({cell.workers for cell in block if cell.variant == first})
+        for name in _variants(block):
+            cells = [cell for cell in block if cell.variant == name and cell.workers in counts]
             x = [cell.workers for cell in cells]
             rates = [[r.rate / 1000 for r in cell.rounds] for cell in cells]
             if cells:
@@ -128,11 +130,13 @@ def throughput(results: Results) -> Any:
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
         panel.set_ylim(bottom=0)
-        panel.set_title("blocking accept loop" if engine == "blocking" else engine)
+        panel.set_title(block[0].engine_in_words)
+    for row in panels:
+        row[0].set_ylabel("thousand connections/s")
+    for panel in panels[-1]:
         panel.set_xlabel("workers")
-    panels[0][0].set_ylabel("thousand connections/s")
     _headline(picture, "Throughput: 1-byte echo, one connection per request, closed loop (line: median, band: range)")
-    _legend(picture, panels[0])
+    _legend(picture, panels.flat)
     return picture
 
 

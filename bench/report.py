@@ -13,12 +13,7 @@ import figures
 from results import Cell, Results, Traffic
 
 WIDTH = 190  # where it is no terminal
-ENGINES = {
-    "asyncio": "asyncio (streams)",
-    "uvloop": "asyncio streams on uvloop",
-    "blocking": "blocking accept loop",
-    "app": "HTTP servers with one small app",
-}
+FRESH, KEPT = Traffic(), Traffic(connections="kept")
 BEGIN, END = "<!-- written by make bench -->", "<!-- end -->"
 COLUMNS = (
     "workers",
@@ -57,7 +52,7 @@ def title(block: Sequence[Cell]) -> str:
     """What the cells have in common."""
     first = block[0]
     traffic = first.traffic
-    words = [first.protocol, ENGINES[first.engine], f"{traffic.arrivals} loop", traffic.mix]
+    words = [first.protocol, first.engine_in_words, f"{traffic.arrivals} loop", traffic.mix]
     words.append("one connection per request" if traffic.connections == "fresh" else "connections kept open")
     return ", ".join(words)
 
@@ -86,25 +81,20 @@ def rows(block: Sequence[Cell]) -> Iterator[list[str]]:
 
 def in_short(results: Results) -> Iterator[list[str]]:
     """Round robin against each other way, echo at full load: the lines of a table, in the order of IN_SHORT."""
-    for engine in ("asyncio", "uvloop", "blocking"):
-        for workers in sorted({cell.workers for cell in results.cells}):
-            cells = {
-                name: results.find("echo", engine, Traffic(), workers, name)
-                for name in ("rr", "shared", "reuseport", "Node.js rr", "C handoff")
-            }
-            mine, shared, limit = cells.pop("rr"), cells["shared"], cells["C handoff"]
-            if mine is not None:
-                primary = mine.cpu("primary")
-                yield [
-                    engine,
-                    str(workers),
-                    f"{mine.rate:.0f}",
-                    *("" if other is None else figures.spread(mine.ratios(other)) for other in cells.values()),
-                    f"{primary * 1000:.1f}",
-                    "" if limit is None else f"{primary / limit.cpu('primary'):.2f}",
-                    f"{_unevenness(mine):.3f}",
-                    "" if shared is None else f"{_unevenness(shared):.3f}",
-                ]
+    for cells in _beside(results, "echo", "rr", FRESH):
+        mine, shared, limit = cells["rr"], cells.get("shared"), cells.get("C handoff")
+        others = [cells.get(name) for name in ("shared", "reuseport", "Node.js rr", "C handoff")]
+        primary = mine.cpu("primary")
+        yield [
+            mine.engine_in_words,
+            str(mine.workers),
+            f"{mine.rate:.0f}",
+            *("" if other is None else figures.spread(mine.ratios(other)) for other in others),
+            f"{primary * 1000:.1f}",
+            "" if limit is None else f"{primary / limit.cpu('primary'):.2f}",
+            f"{_unevenness(mine):.3f}",
+            "" if shared is None else f"{_unevenness(shared):.3f}",
+        ]
 
 
 IN_SHORT = (
@@ -124,21 +114,18 @@ IN_SHORT = (
 
 def servers_in_short(results: Results) -> Iterator[list[str]]:
     """`pycluster serve` against `uvicorn --workers`: the lines of a table, in the order of SERVERS_IN_SHORT."""
-    for kind in ("fresh", "kept"):
-        for workers in sorted({cell.workers for cell in results.cells}):
-            traffic = Traffic(connections=kind)
-            mine = results.find("http", "app", traffic, workers, "pycluster serve")
-            other = results.find("http", "app", traffic, workers, "uvicorn --workers")
-            if mine is not None and other is not None:
-                yield [
-                    "one per request" if kind == "fresh" else "kept open",
-                    str(workers),
-                    f"{mine.rate:.0f}",
-                    f"{other.rate:.0f}",
-                    figures.spread(mine.ratios(other)),
-                    f"{_unevenness(mine):.3f}",
-                    f"{_unevenness(other):.3f}",
-                ]
+    for cells in _beside(results, "http", "pycluster serve", FRESH, KEPT):
+        mine, other = cells["pycluster serve"], cells.get("uvicorn --workers")
+        if other is not None:
+            yield [
+                "one per request" if mine.traffic.connections == "fresh" else "kept open",
+                str(mine.workers),
+                f"{mine.rate:.0f}",
+                f"{other.rate:.0f}",
+                figures.spread(mine.ratios(other)),
+                f"{_unevenness(mine):.3f}",
+                f"{_unevenness(other):.3f}",
+            ]
 
 
 SERVERS_IN_SHORT = (
@@ -150,6 +137,16 @@ SERVERS_IN_SHORT = (
     "largest ÷ smallest share, pycluster",
     "uvicorn",
 )
+
+
+def _beside(results: Results, protocol: str, variant: str, *traffics: Traffic) -> Iterator[dict[str, Cell]]:
+    """What was compared with this variant under such traffic, by name, for each engine and number of workers."""
+    for block in results.blocks():
+        if block[0].protocol == protocol and block[0].traffic in traffics:
+            for workers in sorted({cell.workers for cell in block}):
+                cells = {cell.variant: cell for cell in block if cell.workers == workers}
+                if variant in cells:
+                    yield cells
 
 
 def _unevenness(cell: Cell) -> float:

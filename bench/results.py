@@ -15,6 +15,8 @@ import msgspec
 import figures
 from loadgen import Latency
 
+APIS = {"streams": "streams", "protocol": "Protocol"}
+
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
@@ -57,6 +59,7 @@ class Cell:
     """All rounds of one variant.
 
     Attributes:
+      api: of the loops.
       offered: requests/s of an open loop, else 0.
       histogram: microseconds to the first byte, and how many, of all rounds together.
     """
@@ -66,14 +69,22 @@ class Cell:
     traffic: Traffic
     workers: int
     variant: str
+    api: Literal["streams", "protocol"] = "streams"
     offered: float = 0.0
     rounds: list[Round] = field(default_factory=list)
     histogram: list[tuple[float, int]] = field(default_factory=list)
 
     @property
-    def block(self) -> tuple[str, str, Traffic]:
+    def engine_in_words(self) -> str:
+        """What the workers wait with, and its interface."""
+        if self.engine == "app":
+            return "HTTP servers with one small app"
+        return f"{self.engine}, {APIS[self.api]}" if self.engine in ("asyncio", "uvloop") else self.engine
+
+    @property
+    def block(self) -> tuple[str, str, str, Traffic]:
         """What it has in common with the cells that it is compared with, the workers apart."""
-        return self.protocol, self.engine, self.traffic
+        return self.protocol, self.engine, self.api, self.traffic
 
     @property
     def rate(self) -> float:
@@ -133,13 +144,6 @@ class Results:
         for cell in self.cells:
             found.setdefault(cell.block, []).append(cell)
         return [sorted(cells, key=lambda cell: cell.workers) for cells in found.values()]
-
-    def find(self, protocol: str, engine: str, traffic: Traffic, workers: int, variant: str) -> Cell | None:
-        """One cell, if it was measured."""
-        for cell in self.cells:
-            if (*cell.block, cell.workers, cell.variant) == (protocol, engine, traffic, workers, variant):
-                return cell
-        return None
 
     def write(self, file: Path) -> None:
         """Write it as JSON."""

@@ -45,7 +45,7 @@ class Task:
     engine: Engine
     workers: int
     loop: Literal["asyncio", "uvloop"] = "uvloop"  # of the engine app
-    api: Literal["streams", "protocol"] = "streams"
+    api: work.Api = "streams"
 
 
 @dataclass(frozen=True, slots=True)

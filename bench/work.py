@@ -31,6 +31,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\nCon
 
 Protocol = Literal["echo", "http"]
 Engine = Literal["asyncio", "uvloop", "blocking"]
+Api = Literal["streams", "protocol"]  # of the loops
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Post:
     line: bytes  # the worker's name
     protocol: Protocol
     engine: Engine
-    api: Literal["streams", "protocol"]  # of the loops
+    api: Api
     port: int
     listener: socket.socket | None  # where to accept; None: bind and listen as any program would
     ready: Callable[[], object]  # called once it listens
