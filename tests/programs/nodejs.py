@@ -219,10 +219,12 @@ def worker_in_a_destructor() -> None:
     class Sleeper:
         def __del__(self) -> None:
             own().disconnect()
-            sleep()
+            try:
+                sleep()
+            finally:
+                tell("woken")  # before Python drops what has woken it
 
     Sleeper()
-    tell("woken")
     sleep()
 
 
