@@ -80,9 +80,9 @@ class Latency:
 class Load:
     """What the client saw.
 
-    ``requests``, ``latency`` and ``shares`` leave the warm-up out; ``errors`` never does, ``connects`` counts every
-    attempt, and ``completed`` every answer: what the server's processor time was spent on. ``shares`` maps whoever
-    answered to how often; it is empty without ``identify``.
+    ``requests`` and ``latency`` leave the warm-up out; ``errors`` never does, ``connects`` counts every attempt, and
+    ``completed`` every answer: what the server's processor time was spent on. ``shares`` maps whoever answered to how
+    often, the warm-up included; it is empty without ``identify``.
     """
 
     requests: int

@@ -43,8 +43,8 @@ EXPLAINED = """\
   as well, as a handler does there that computes or calls what blocks.
 - Latency: microseconds from connect(), on connections kept open from the send, to the first byte of the answer.
 - CPU: seconds of processor time per 1 000 requests, of the process that was started, and of all its children.
-- Largest, smallest: the shares of two workers, in all rounds together; ratio: one over the other. Jain's fairness index
-  is 1 when all are even; CV is the coefficient of variation of the shares.
+- Largest, smallest: the shares of two workers in all rounds together, warm-ups included; ratio: one over the other.
+  Jain's fairness index is 1 when all are even; CV is the coefficient of variation of the shares.
 - Errors: requests that were refused, reset, too late (5 s), cut short or wrong, warm-up included."""
 
 

@@ -111,6 +111,12 @@ def test_the_c_program_hands_over_in_turn() -> None:
     assert load.shares == {"worker 1": 30, "worker 2": 30}
 
 
+def test_who_answers_is_counted_in_the_warm_up_too() -> None:
+    with served("C handoff", 2) as server:
+        load = loadgen.run(server.port, seconds=0.1, warmup_s=0.1, clients=2, identify=True)
+    assert load.requests < load.completed == sum(load.shares.values())
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
 def test_the_program_of_nodejs_answers_from_all_workers() -> None:
     with served("Node.js rr", 2, "http", "asyncio") as server:

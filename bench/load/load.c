@@ -33,7 +33,8 @@
  * Latency is the time from just before connect() (on a connection kept alive: from the send; in an open loop: from
  * the scheduled time) to the first byte of the answer.  Requests that end in the warm-up, or after the time was up, are
  * finished but not counted; in an open loop those count that were scheduled between the two, whenever they end.
- * Errors are always counted.
+ * Errors are always counted, and so is who answered: at the edges of the time that counts one server may be half a
+ * queue behind another, which is no difference in what they were given.
  *
  * Ephemeral ports.  Whoever closes first keeps the address pair in TIME_WAIT for a minute; in echo mode that is
  * this program, and 28 000 ports would last for one or two seconds.  The usual way out, SO_LINGER 0, makes
@@ -267,11 +268,11 @@ static bool may_start(const struct loader *l)
 static void complete(struct loader *l, struct connection *c, enum verdict verdict, struct slice name, uint64_t now)
 {
     l->figures.completed++;
+    if (option.identify)
+        count_name(l->figures.names, name.text, name.size, 1);
     if (counts(l, c, now)) {
         l->figures.requests++;
         l->last_ns = now;
-        if (option.identify)
-            count_name(l->figures.names, name.text, name.size, 1);
     }
     bool more = may_start(l) && option.rate == 0;
     if (more && option.keepalive && verdict == COMPLETE) {
