@@ -38,7 +38,8 @@ NAMES = {
 SHARES_OF = 8  # workers, if they were measured
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 0.999)
 HIGHEST = 0.9995  # above it there are too few requests
-NARROWEST = 7.8  # inches: the headlines and the legend need them
+NARROWEST = 7.8  # inches: the headlines need them
+WIDEST_ENTRY = 1.7  # inches of a legend
 STYLE: Any = {
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -234,7 +235,8 @@ def _legend(picture: Any, panels: Sequence[Any]) -> None:
     entries = {
         label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    picture.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), 7))
+    fitting = int(picture.get_figwidth() / WIDEST_ENTRY)
+    picture.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(len(entries), fitting))
 
 
 def main() -> int:
