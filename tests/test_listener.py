@@ -78,7 +78,7 @@ def test_under_sched_none_a_listener_that_does_not_block_here_does_not_block_bec
         cluster.do(1, "accept", timeout=0)
     cluster.do(2, "listen", how="cluster")  # a blocking one, as any is at first
     accepting = cluster.begin(1, "accept", as_it_is=True)
-    assert wait_until(lambda: cluster.program.facts_of("failed", seq=accepting), 2), "it blocks"
+    assert wait_until(lambda: cluster.program.facts_of("failed", seq=accepting)), "it blocks"
 
 
 def test_under_sched_none_a_listener_that_blocks_here_blocks_whatever_another_worker_does(start: Start) -> None:

@@ -169,7 +169,7 @@ def test_when_old_and_new_crash_one_of_them_is_to_be_replaced(first: int, start:
 def test_a_late_worker_that_is_alone_in_its_place_is_kept(start: Start) -> None:
     port = free_port()
     cluster = listening(start, port)
-    cluster.do(0, "reload", timeout=1.0)
+    cluster.do(0, "reload", timeout=3.0)
     wait_for_worker(cluster, 2)
     cluster.begin(1, "crash")
     [said] = outcomes(cluster)
