@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import figures
 import loadgen
 from plan import Suite
-from results import Cell, Round, Traffic
+from results import CLOSED, Cell, Round, Traffic
 from running import Running, free_ports, running
 from variants import VARIANTS, Task
 
@@ -57,7 +57,7 @@ def measure(suite: Suite, settings: Settings, problems: list[str], tell: Tell) -
             }
             for name, server in servers.items():
                 tell(where, f"warming up {name}")
-                warm = Cell(suite.protocol, suite.engine, Traffic(), workers, name)
+                warm = Cell(suite.protocol, suite.engine, CLOSED, workers, name)
                 loadgen.run(server.port, **_options(warm, settings))
             for traffic in suite.traffics:
                 if traffic.arrivals == "open" and servers:

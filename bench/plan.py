@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from results import Traffic
+from results import CLOSED, KEPT, Traffic
 from variants import VARIANTS, Engine
 from work import Api, Protocol
 
-CLOSED = Traffic()
-KEPT = Traffic(connections="kept")
 OPEN = Traffic(arrivals="open")
 OPEN_MIXED = Traffic(arrivals="open", mix="mixed")
 FULL_SECONDS = 0.5  # of a load of the full set, which then takes about 18 minutes

@@ -22,10 +22,9 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 import figures
-from results import Cell, Results, Traffic, read
+from results import CLOSED, Cell, Results, read
 from variants import VARIANTS
 
-CLOSED = Traffic()
 ENGINES = ("asyncio", "uvloop", "blocking")
 MIXES = ("uniform", "mixed")
 NAMES = {

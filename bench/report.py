@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 import figures
-from results import Cell, Results, Traffic
+from results import CLOSED, KEPT, Cell, Results, Traffic
 
 WIDTH = 190  # where it is no terminal
-FRESH, KEPT = Traffic(), Traffic(connections="kept")
 BEGIN, END = "<!-- written by make bench -->", "<!-- end -->"
 COLUMNS = (
     "workers",
@@ -81,7 +80,7 @@ def rows(block: Sequence[Cell]) -> Iterator[list[str]]:
 
 def in_short(results: Results) -> Iterator[list[str]]:
     """Round robin against each other way, echo at full load: the lines of a table, in the order of IN_SHORT."""
-    for cells in _beside(results, "echo", "rr", FRESH):
+    for cells in _beside(results, "echo", "rr", CLOSED):
         mine, shared, limit = cells["rr"], cells.get("shared"), cells.get("C handoff")
         others = [cells.get(name) for name in ("shared", "reuseport", "Node.js rr", "C handoff")]
         primary = mine.cpu("primary")
@@ -114,7 +113,7 @@ IN_SHORT = (
 
 def servers_in_short(results: Results) -> Iterator[list[str]]:
     """`pycluster serve` against `uvicorn --workers`: the lines of a table, in the order of SERVERS_IN_SHORT."""
-    for cells in _beside(results, "http", "pycluster serve", FRESH, KEPT):
+    for cells in _beside(results, "http", "pycluster serve", CLOSED, KEPT):
         mine, other = cells["pycluster serve"], cells.get("uvicorn --workers")
         if other is not None:
             yield [
@@ -164,14 +163,18 @@ def notes(results: Results) -> Iterator[str]:
         for r in cell.rounds:
             if r.errors:
                 kinds = ", ".join(f"{kind} {count}" for kind, count in r.errors.items())
-                yield f"ERRORS: {cell.protocol} {cell.engine}, {cell.workers} workers, {cell.variant}: {kinds}."
+                yield f"ERRORS: {cell.protocol}, {_place(cell)}: {kinds}."
     busy = [(r.client_busy, cell) for cell in results.cells for r in cell.rounds]
     if busy:
         most, cell = max(busy, key=lambda pair: pair[0])
         yield (
             f"The client used {median(part for part, _ in busy):.0%} of a core (median), at most {most:.0%} "
-            f"({cell.engine}, {cell.workers} workers, {cell.variant}). Near 100 %, it is the client that was measured."
+            f"({_place(cell)}). Near 100 %, it is the client that was measured."
         )
+
+
+def _place(cell: Cell) -> str:
+    return f"{cell.engine_in_words}, {cell.workers} workers, {cell.variant}"
 
 
 def show(results: Results) -> None:

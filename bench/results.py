@@ -34,6 +34,10 @@ class Traffic:
     connections: Literal["fresh", "kept"] = "fresh"
 
 
+CLOSED = Traffic()
+KEPT = Traffic(connections="kept")
+
+
 @dataclass(frozen=True, slots=True)
 class Round:
     """One variant under load, once."""

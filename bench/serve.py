@@ -19,10 +19,9 @@ from pathlib import Path
 from comparison import compare, whole_numbers
 from measure import Settings
 from plan import Suite
-from results import Traffic
+from results import CLOSED, KEPT
 
 SERVERS = ("uvicorn --workers", "pycluster serve")
-TRAFFICS = (Traffic(connections="fresh"), Traffic(connections="kept"))
 
 
 def main() -> int:
@@ -36,7 +35,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     given = parser.parse_args()
 
-    suite = Suite("http", "app", given.workers, SERVERS, TRAFFICS, given.rounds, given.loop)
+    suite = Suite("http", "app", given.workers, SERVERS, (CLOSED, KEPT), given.rounds, given.loop)
     results = compare([suite], Settings(given.seconds, given.clients), given.json)
     return 1 if results.failed else 0
 

@@ -64,6 +64,7 @@ def main() -> int:
         # Nothing else runs now: the worker has gone, and the next is not there yet.
         for times, program in ((imports_ms, "import pycluster"), (fresh_ms, "pass")):
             began_ns = time.perf_counter_ns()
+            # With a timeout, subprocess would look in growing steps whether it has ended.
             subprocess.run([sys.executable, "-c", program], check=True)
             times.append((time.perf_counter_ns() - began_ns) / 1e6)
         if len(fresh_ms) < given.count:
