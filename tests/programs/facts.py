@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from signal import Signals
 from typing import Any
 
@@ -9,8 +10,11 @@ from pycluster import Address, Settings, Worker, cluster
 
 
 def tell(event: str, **fields: Any) -> None:
-    """Print a fact. It has the id of the process that tells it, and in a worker also the worker's, as `worker`."""
-    fact: dict[str, Any] = {"event": event, "pid": os.getpid()}
+    """Print a fact. It has the id of the process that tells it, and in a worker also the worker's, as `worker`.
+
+    `at_s` is when it was told, by the clock that is the same in all processes.
+    """
+    fact: dict[str, Any] = {"event": event, "pid": os.getpid(), "at_s": time.monotonic()}
     if cluster.worker is not None:
         fact["worker"] = cluster.worker.id
     line = json.dumps(fact | fields, default=_as_json) + "\n"

@@ -27,11 +27,10 @@ def crash_loop(crashes: int) -> Row:
         worker = 2
         for number in range(crashes):
             os.kill(cluster.pid(worker), signal.SIGKILL)
-            cluster.wait_for_exit(worker)
-            ended = time.monotonic()
+            ended = cluster.program.wait_for("exit", worker=worker)
             worker = 4 + number
-            cluster.program.wait_for("fork", worker=worker)
-            pauses.append(time.monotonic() - ended)
+            forked = cluster.program.wait_for("fork", worker=worker)
+            pauses.append(forked["at_s"] - ended["at_s"])
             cluster.program.wait_for("ready", worker=worker)
         slots = {int(id): stats["slot"] for id, stats in cluster.do(0, "stats")["workers"].items()}
         states = cluster.do(0, "states")
