@@ -10,11 +10,8 @@ from pycluster import Address, Settings, Worker, cluster
 
 
 def tell(event: str, **fields: Any) -> None:
-    """Print a fact. It has the id of the process that tells it, and in a worker also the worker's, as `worker`.
-
-    `at_s` is when it was told, by the clock that is the same in all processes.
-    """
-    fact: dict[str, Any] = {"event": event, "pid": os.getpid(), "at_s": time.monotonic()}
+    """Print a fact. It has the id of the process that tells it, and in a worker also the worker's, as `worker`."""
+    fact: dict[str, Any] = {"event": event, "pid": os.getpid()}
     if cluster.worker is not None:
         fact["worker"] = cluster.worker.id
     line = json.dumps(fact | fields, default=_as_json) + "\n"
@@ -23,7 +20,7 @@ def tell(event: str, **fields: Any) -> None:
 
 
 def tell_events() -> None:
-    """In the primary: tell all events of the cluster, each as a fact of its name."""
+    """In the primary: tell all events of the cluster, each as a fact of its name, with when, as `at_s`."""
 
     @cluster.on("setup")
     def on_setup(settings: Settings) -> None:
@@ -68,6 +65,7 @@ def open_descriptors() -> dict[int, str]:
 
 def _of(worker: Worker) -> dict[str, Any]:
     return {
+        "at_s": time.monotonic(),
         "worker": worker.id,
         "worker_pid": worker.process.pid,
         "state": worker.state,
