@@ -1,7 +1,6 @@
 """The fixtures: whole programs, each in its own process. Their types and the clients are in harness.py."""
 
 import contextlib
-import math
 import pathlib
 import signal
 from collections.abc import Iterator
@@ -21,8 +20,11 @@ for number in (signal.SIGHUP, signal.SIGINT):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """The processes of `--numprocesses auto`: half as many again as processors, as tests wait a fifth of their time."""
-    return math.ceil(usable_processors() * 1.5)
+    """The processes of `--numprocesses auto`: two per processor, as tests wait a part of their time.
+
+    Measured on 2 processors: 169 s with 3 processes, 137 s with 4, 143 s with 6.
+    """
+    return 2 * usable_processors()
 
 
 @pytest.fixture

@@ -42,7 +42,9 @@ class Load(Generic[Answer]):
       failures: what the sessions have raised, OSError or AssertionError; each stands for one request.
     """
 
-    def __init__(self, sessions: Iterable[Session[Answer]]) -> None:
+    def __init__(self, sessions: Iterable[Session[Answer]], pause_s: float = 0) -> None:
+        """`pause_s`: between two sessions of a thread, where the load is to be there for long and not to be heavy."""
+        self._pause_s = pause_s
         self.answered: list[Answered[Answer]] = []
         self.failures: list[Exception] = []
         self._stop = threading.Event()
@@ -57,6 +59,8 @@ class Load(Generic[Answer]):
                 return
             except (OSError, AssertionError) as failure:
                 self.failures.append(failure)
+            if self._pause_s:
+                self._stop.wait(self._pause_s)
 
     def _note(self, answers: Generator[Answer, None, None]) -> None:
         asked_at = time.monotonic()

@@ -363,7 +363,7 @@ def test_a_broken_version_leaves_the_old_workers_serving_and_is_told(
     changes, said = BROKEN[broken]
     service = Service(cluster_program, tmp_path, 2)
     service.program.expects_traceback = True
-    with service.load(2) as load:
+    with service.load(2, pause_s=0.005) as load:
         service.release(1, changes)
         service.fails_to_reload(said)
         assert wait_until(lambda: len(service.program.processes()) == 3)
@@ -386,7 +386,7 @@ def test_a_version_that_never_listens_leaves_the_old_workers_serving_and_is_told
     changes: dict[str, str], said: str, cluster_program: Programs, tmp_path: pathlib.Path
 ) -> None:
     service = Service(cluster_program, tmp_path, 2)
-    with service.load(2) as load:
+    with service.load(2, pause_s=0.02) as load:
         service.release(1, changes)
         service.fails_to_reload(said, signal.SIGUSR1)
         assert versions(load) == {(0, 0)}

@@ -86,7 +86,7 @@ def test_a_reload_onto_another_version_of_the_library_leaves_the_old_workers_ser
     service = Service(cluster_program, tmp_path, 2, env=library.env, start_method=method)
     service.program.expects_traceback = True
     module, old, new = OTHERS[of]
-    with service.load(2) as load:
+    with service.load(2, pause_s=0.005) as load:
         service.release(1)
         library.replace(module, old, new)
         service.fails_to_reload("the workers that ran go on")

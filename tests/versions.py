@@ -54,9 +54,9 @@ class Service:
         self.program = programs.add(Program(*arguments, cwd=cwd or directory, env=env))
         self.program.wait_for_all(count, "listening")
 
-    def load(self, threads: int) -> Load[Versions]:
+    def load(self, threads: int, pause_s: float = 0) -> Load[Versions]:
         """Clients that make a connection per request."""
-        return Load([once(lambda: ask(self.port))] * threads)
+        return Load([once(lambda: ask(self.port))] * threads, pause_s)
 
     def release(self, version: int, changes: Mapping[str, str] | None = None) -> None:
         """Write a new version, at once for whoever reads it."""
