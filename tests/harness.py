@@ -343,8 +343,17 @@ def free_port() -> int:
     Not one that bind(2) chooses: the kernel gives those to clients, too, and one may get it before the program does.
     """
     first_of_clients = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return _free_port(10_000, max(first_of_clients, 20_000))
+
+
+def privileged_port() -> int:
+    """The same, of those that only root may bind."""
+    return _free_port(512, 1024)
+
+
+def _free_port(first: int, end: int) -> int:
     while True:
-        port = random.randrange(10_000 + _process, max(first_of_clients, 20_000), _processes)
+        port = random.randrange(first + _process, end, _processes)
         if port not in _given and not _is_taken(port):
             _given.add(port)
             return port

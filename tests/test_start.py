@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import PROGRAMS, Fact, Program, Programs, connect, free_port, is_listening, read_all, wait_until
+from harness import PROGRAMS, Fact, Program, Programs, connect, free_port, privileged_port, read_all, wait_until
 from puppets import Start, who_answers
 
 METHODS = ["fork", "spawn", "forkserver"]
@@ -295,7 +295,7 @@ def test_a_worker_with_fewer_rights_still_gets_a_port_that_only_root_may_bind(
 ) -> None:
     if method == "spawn" and uid != -1 and not reachable_by_others(sys.executable):
         pytest.skip("only root may run this interpreter")
-    port = next(port for port in range(1023, 0, -1) if not is_listening(port))
+    port = privileged_port()
     program = cluster_program("rights", method, uid, 65533, port)
     facts = program.finish().facts
     worker = only(facts, "worker")
