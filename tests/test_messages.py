@@ -164,6 +164,7 @@ KINDS = {
     "unix listener": "AF_UNIX SOCK_STREAM",
     "unix datagrams": "AF_UNIX SOCK_DGRAM",
     "datagrams": "AF_INET SOCK_DGRAM",
+    "socket's file": "int",
     "pipe": "int",
 }
 
@@ -172,7 +173,7 @@ KINDS = {
 def test_each_kind_of_handle_works_on_the_other_side(sender: str, cluster_program: Programs) -> None:
     facts = run_case(cluster_program, "handle_cases", "kinds", sender)
     assert facts["used"] == KINDS
-    assert facts["said"] == {name: "used" for name in KINDS if name != "unix datagrams"}
+    assert facts["said"] == {name: "used" for name in KINDS if name not in ("unix datagrams", "socket's file")}
 
 
 def test_large_messages_keep_their_handles_and_their_order_both_ways(cluster_program: Programs) -> None:
@@ -183,6 +184,7 @@ def test_a_handle_can_be_sent_again_and_each_copy_works(cluster_program: Program
     facts = run_case(cluster_program, "handle_cases", "twice")
     assert facts["said"] == "3 descriptors..."
     assert (facts["kept"], facts["closed"]) == (True, True)
+    assert "keep_open=True" in facts["refused"], "of an object that has fileno() and no close()"
 
 
 def test_handles_on_their_way_to_a_worker_that_is_killed_are_closed_everywhere(cluster_program: Programs) -> None:

@@ -6,6 +6,8 @@ of the channel calls `receive` and `flush` when its epoll says so, and is the on
 themselves, and when they are written, are the core's (part 5); here are messages, handles and callbacks.
 """
 
+import contextlib
+import functools
 import os
 import socket
 import stat
@@ -35,8 +37,6 @@ class HasFileno(Protocol):
     """What can be sent along with a message, beside sockets: files, pipes, …"""
 
     def fileno(self) -> int: ...
-
-    def close(self) -> object: ...
 
 
 class Channel:
@@ -93,6 +93,7 @@ class Channel:
         callback: Callback | None,
     ) -> bool:
         """Send a message of the user's; see `Worker.send`."""
+        close = None if keep_open or handle is None else _closing(handle)
         try:
             payload = self._encode(message)
         except (TypeError, ValueError, OverflowError, RecursionError) as exception:
@@ -111,8 +112,8 @@ class Channel:
                 raise error
             self._defer(lambda: callback(error))
             return False
-        if handle is not None and not keep_open:
-            close_handle(handle)
+        if close is not None:
+            close()
         return self._wire.queued < HIGH_WATER_MARK
 
     def flush(self) -> None:
@@ -208,16 +209,29 @@ class Channel:
         self._sock.close()
 
 
-def close_handle(handle: Handle | HasFileno | None) -> None:
-    """Close what came, or was sent, with a message."""
+def close_handle(handle: Handle | None) -> None:
+    """Close what came with a message."""
+    if handle is not None:
+        _closing(handle)()
+
+
+def _closing(handle: Handle | HasFileno) -> Callable[[], object]:
+    """What closes a handle.
+
+    Raises:
+      TypeError: nothing does.
+    """
     if isinstance(handle, int):
-        native.close(handle)
-    elif handle is not None:
-        handle.close()
+        return functools.partial(native.close, handle)
+    close: Callable[[], object] | None = getattr(handle, "close", None)
+    if close is None:
+        raise TypeError(f"{handle!r} has no close(), so it cannot be closed here: send it with keep_open=True")
+    return close
 
 
 def _as_handle(fd: int) -> Handle:
-    """A socket for a socket's descriptor, else the descriptor itself."""
+    """A socket for the descriptor of one, else the descriptor itself."""
     if stat.S_ISSOCK(os.fstat(fd).st_mode):
-        return socket.socket(fileno=fd)
+        with contextlib.suppress(OSError):  # one without an address, such as a socket's file opened with O_PATH
+            return socket.socket(fileno=fd)
     return fd

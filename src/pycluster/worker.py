@@ -193,7 +193,7 @@ class Worker(Emitter):
         Args:
           message: what `settings.serialization` can encode.
           handle: a socket, a descriptor, or an object with fileno(), that goes along. It is closed here once queued.
-          keep_open: leave the handle open here.
+          keep_open: leave the handle open here, as one without close() has to be.
           callback: called with None when the message is written, or with the exception when it has failed, later, in
             the thread that runs the handlers.
 
@@ -202,7 +202,7 @@ class Worker(Emitter):
           reason; True otherwise. Nothing is dropped either way.
 
         Raises:
-          TypeError: the message cannot be encoded; nothing is sent.
+          TypeError: the message cannot be encoded, or the handle not be closed; nothing is sent.
           ValueError: it is larger than `settings.max_message_size`; nothing is sent.
           ChannelClosedError: the channel is closed, and there is no callback to tell.
 

@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 import time
+from asyncio import trsock
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,7 @@ def offer(send: Send) -> Callable[[], dict[str, str]]:
                 sock.listen()
             asked[name] = connect_to(sock)
             send(name, sock)
+        send("socket's file", os.open(f"{directory}/{socket.SOCK_STREAM}", os.O_PATH))
     datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     datagrams.bind(("127.0.0.1", 0))
     asked["datagrams"] = connect_to(datagrams)
@@ -75,6 +77,9 @@ def use(name: str, handle: Any) -> str:
     """Answer whoever is at the other end. Returns what kind of handle it is."""
     if name == "pipe":
         os.write(handle, b"used")
+        os.close(handle)
+        return "int"
+    if name == "socket's file":  # without an address, as far as the kernel says
         os.close(handle)
         return "int"
     kind = f"{handle.family.name} {handle.type.name}"
@@ -165,7 +170,12 @@ def twice(worker: Worker | None) -> None:
     if worker is not None:
         ours, theirs = socket.socketpair()
         ours.settimeout(PATIENCE_S)
-        worker.send("first", theirs, keep_open=True)
+        without_close = trsock.TransportSocket(theirs)
+        try:
+            worker.send("none", without_close)
+        except TypeError as error:
+            facts["refused"] = str(error)
+        worker.send("first", without_close, keep_open=True)
         worker.send("second", theirs, keep_open=True)
         facts["kept"] = theirs.fileno() >= 0
         worker.send("third", theirs)
