@@ -214,7 +214,8 @@ def create_region(uint32_t workers, uint32_t counters):
 def attach_region(int fd, uint32_t version, uint32_t workers, uint32_t counters):
     """Map the region behind the inherited descriptor `fd`, and close that. A spawned worker's first step.
 
-    The primary says what it is: what stands in the region itself, any worker may have spoilt.
+    The primary says what it is: what stands in the region itself, any worker may have spoilt. A region that this
+    process has made before is unmapped; each Counter of that has to `rejoin`.
 
     Raises:
       OSError: it cannot be mapped.
@@ -233,6 +234,9 @@ def attach_region(int fd, uint32_t version, uint32_t workers, uint32_t counters)
         raise RuntimeError("the primary runs another version of pycluster; start the cluster anew")
     if mapped == MAP_FAILED:
         raise system_error("mapping the shared region", error)
+    if region != NULL:
+        munmap(region, region_size(max_workers, max_counters))
+        close_region_descriptor()
     region = <Header *>mapped
     lay_out(workers, counters)
 
@@ -2259,12 +2263,20 @@ cdef class Counter:
           ValueError: the name is empty or longer than 63 bytes in UTF-8.
           LookupError: the table of names is full.
         """
-        cdef bytes text = name.encode()
+        self.name = name
+        self.rejoin()
+
+    def rejoin(self):
+        """Find its place in the region that is mapped now.
+
+        Raises: as `Counter` does.
+        """
+        cdef bytes text = self.name.encode()
         cdef uint64_t wanted, found
         cdef Name *entry
         cdef uint32_t index
         if not 0 < len(text) < NAME_SIZE:
-            raise ValueError(f"a counter's name has 1 to {NAME_SIZE - 1} bytes, not {len(text)}: {name!r}")
+            raise ValueError(f"a counter's name has 1 to {NAME_SIZE - 1} bytes, not {len(text)}: {self.name!r}")
         wanted = hash_of(text)
         for index in range(max_counters):
             entry = name_at(index)
@@ -2278,10 +2290,9 @@ cdef class Counter:
                 memcpy(entry.text, <const char *>text, len(text))
                 store(&entry.length, len(text))
             if load(&entry.length) == <uint64_t>len(text) and memcmp(entry.text, <const char *>text, len(text)) == 0:
-                self.name = name
                 self.index = index
                 return
-        raise LookupError(name)
+        raise LookupError(self.name)
 
     def add(self, int64_t n=1):
         """Add n to this process's share: one atomic instruction, no lock, no system call."""

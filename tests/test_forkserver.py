@@ -57,6 +57,12 @@ def test_a_worker_has_the_primarys_directory_environment_and_path_of_now(case: C
     ]
 
 
+def test_a_counter_that_a_preloaded_module_has_made_is_the_clusters(case: Case) -> None:
+    facts = case("counters")
+    assert facts["worker"] == {"value": 2, "regions": 0}
+    assert (facts["hits"], facts["other"]) == (2, 0)
+
+
 # ---- The template
 
 

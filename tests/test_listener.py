@@ -177,6 +177,14 @@ def test_accept_gives_the_peers_address(start: Start, host: str) -> None:
         assert read_all(client) == b"worker 1"
 
 
+def test_a_worker_that_listens_is_listening_in_its_own_eyes_too(start: Start) -> None:
+    cluster = start()
+    assert cluster.do(1, "state") == "online"
+    cluster.do(1, "listen", port=free_port())
+    cluster.do(2, "bind_udp", port=free_port())
+    assert [cluster.do(worker, "state") for worker in (1, 2)] == ["listening"] * 2
+
+
 def test_ipv4_and_ipv6_listeners_on_one_port_are_two(start: Start) -> None:
     cluster = start(workers=2)
     port = free_port()

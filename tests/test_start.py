@@ -137,6 +137,12 @@ def test_exec_takes_an_archive(cluster_program: Programs, method: str, tmp_path:
     assert program.finish().returncode == 0
 
 
+def test_a_worker_knows_the_scheduling_policy_that_its_primary_was_given(show: Show) -> None:
+    program = show()
+    assert program.wait_for("shown")["policy"] == "none"
+    program.finish()
+
+
 def test_a_worker_runs_the_script_from_the_top_as_main(show: Show) -> None:
     program = show()
     facts = program.wait_for("shown")

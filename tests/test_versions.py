@@ -18,7 +18,7 @@ SOURCES = TESTS.parent / "src"
 
 # Whoever changes one of the two raises its version, and writes down here both, the version and the new fingerprint.
 REGION = (1, "6075068f84dbaec0")
-TAKEOVER = (2, "226bce5ea7436db2")
+TAKEOVER = (3, "66c6881d4bb890e8")
 
 
 def fingerprint(layout: str) -> str:
@@ -72,7 +72,7 @@ class Library:
 
 
 OTHERS = {
-    "takeover": ("protocol.py", "TAKEOVER_VERSION = 2\n", "TAKEOVER_VERSION = 1002\n"),
+    "takeover": ("protocol.py", "TAKEOVER_VERSION = 3\n", "TAKEOVER_VERSION = 1003\n"),
     "region": ("spawned.py", "told.version,", "told.version + 1,"),  # the core's own is compiled in
 }
 

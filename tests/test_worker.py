@@ -44,6 +44,11 @@ def test_a_worker_exits_with_the_status_of_its_script(way: str, code: int, clust
     assert ended.returncode == 0, "how a worker ends is no failure of the primary"
 
 
+def test_a_worker_that_has_listened_is_said_to_before_its_end(cluster_program: Programs) -> None:
+    facts = cluster_program("unheard").finish().facts
+    assert [fact["event"] for fact in facts] == ["fork", "online", "listening", "disconnect", "exit"]
+
+
 def test_an_uncaught_exception_ends_a_worker_with_1_and_a_traceback(cluster_program: Programs) -> None:
     ended = cluster_program("ends", "raises", expects_traceback=True).finish()
     exit = only(ended.facts, "exit")

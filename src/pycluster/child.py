@@ -90,7 +90,7 @@ class Child:
         self._unheard: deque[tuple[object, Handle | None]] = deque()
         for emitter in (self.worker, self.worker.process):
             emitter.on_listener = self._on_listener
-            emitter.on_exit = self._on_exit
+            emitter.on_exit = self.on_exit
         self._sweep_at = 0.0  # by time.monotonic(); inf while no connection is open
         self._closed = native.Event()
         self._script_runs = False
@@ -274,6 +274,8 @@ class Child:
             if fd is not None:
                 heartbeat.write_stacks_to(fd)
             return
+        if said.listening:
+            self.worker._step("listening")
         self._calls.answer(said, fd)
 
     def _deliver(self) -> None:
@@ -370,7 +372,7 @@ class Child:
             except Exception as exception:
                 self.worker._report(exception)
 
-    def _on_exit(self, exception: SystemExit) -> None:
+    def on_exit(self, exception: SystemExit) -> None:
         """A handler has called sys.exit(): it ends the script, as process.exit() in a handler does in Node.js."""
         self._ending = self._ending or exception
         self._be_quiet()

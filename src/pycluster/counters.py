@@ -84,6 +84,22 @@ def make_counter(name: str, max_counters: int) -> _cluster.Counter:
     try:
         return _cluster.Counter(name)
     except LookupError:
-        raise ClusterError(
-            f"no room for counter {name!r}: settings.max_counters is {max_counters}; raise it before the first fork"
-        ) from None
+        raise _no_room(name, max_counters) from None
+
+
+def rejoin(counter: _cluster.Counter, max_counters: int) -> None:
+    """Make a counter that was made beside another shared region, by a module that a template imports, one of this one.
+
+    Raises:
+      ClusterError: as `make_counter` does.
+    """
+    try:
+        counter.rejoin()
+    except LookupError:
+        raise _no_room(counter.name, max_counters) from None
+
+
+def _no_room(name: str, max_counters: int) -> ClusterError:
+    return ClusterError(
+        f"no room for counter {name!r}: settings.max_counters is {max_counters}; raise it before the first fork"
+    )

@@ -11,16 +11,14 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Hashable, Iterator
-from typing import Literal
 
 from . import _cluster, native, protocol
 from .handles import DatagramHandle, Handle, RoundRobinHandle, SharedHandle, Ticket
+from .protocol import Policy
 from .rights import Rights
 from .socketfile import SocketFile, bind_file
 from .sockets import duplicate_listener
 from .worker import Address
-
-Policy = Literal["rr", "none"]
 
 # What workers share. A datagram socket on a path is none of it: its file would be made with the primary's rights.
 _SHARED = {

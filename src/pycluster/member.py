@@ -1,8 +1,10 @@
 """What the primary keeps of one worker."""
 
+from collections import deque
+
 from .channel import Channel
 from .rights import Rights
-from .worker import Worker
+from .worker import Address, Worker
 
 
 class Member:
@@ -10,6 +12,7 @@ class Member:
 
     def __init__(self, worker: Worker, index: int, pidfd: int, channel: Channel, rights: Rights | None) -> None:
         """`index`: of its slot in the shared region. `rights`: which it was started with, None for the primary's."""
+        self.untold: deque[Address] = deque()  # where it listens, and `listening` is yet to be emitted
         self.worker = worker
         self.index = index
         self.pidfd = pidfd

@@ -18,9 +18,10 @@ from . import _cluster, native, protocol
 from .channel import CONTROL, Channel, close_handle
 from .errors import ChannelClosedError, ClusterError, ProtocolError
 from .handles import Handle
-from .listeners import Listeners, Policy
+from .listeners import Listeners
 from .loop import Loop
 from .member import Member
+from .protocol import Policy
 from .recycle import Recycler
 from .requests import Requests
 from .respawn import Respawner
@@ -121,7 +122,8 @@ class Primary:
         if slot is None:
             taken = self.respawner.slots.union(worker.slot for worker in self._workers.values())
             slot = next(number for number in itertools.count() if number not in taken)
-        started = self._starter.start(worker_id, slot, env, settings, start_method or settings.start_method)
+        method = start_method or settings.start_method
+        started = self._starter.start(worker_id, slot, env, settings, self.policy, method)
         self._ids = worker_id
         worker = self._adopt(worker_id, slot, started, env)
         self.respawner.forked(worker, is_new_place)
@@ -437,7 +439,12 @@ class Primary:
         self.respawner.came_up(member.worker)
         self._watcher.listening(member.worker)
         # The event comes with the next dispatch: by then the worker has its answer.
-        self._loop.defer(lambda: self.emit_on(member.worker, "listening", handle.address))
+        member.untold.append(handle.address)
+        self._loop.defer(lambda: self._tell_listening(member))
+
+    def _tell_listening(self, member: Member) -> None:
+        while member.untold:
+            self.emit_on(member.worker, "listening", member.untold.popleft())
 
     # Ends
 
@@ -448,6 +455,7 @@ class Primary:
         worker = member.worker
         self._loop.unwatch(member.channel.fileno())
         member.channel.close()
+        self._tell_listening(member)  # before its end
         worker._step("closed")
         worker._note_end()
         self._note(member)

@@ -1,17 +1,19 @@
 """What the primary and a worker say to each other on the control channel, apart from the user's own messages."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from .errors import ProtocolError
 from .script import Script
 
+Policy = Literal["rr", "none"]
+
 # Of what is here, and of what one image of the primary hands on to the next (takeover.py): the library may be replaced
 # by another version while the primary runs, and interpreters that it starts, or executes itself, have the new one. So
 # they are told this first. REGION_VERSION in the core is that of the shared memory.
-TAKEOVER_VERSION = 2
+TAKEOVER_VERSION = 3
 
 
 def expect_version(version: Any) -> None:
@@ -37,6 +39,7 @@ class Start(msgspec.Struct):
     args: list[str]
     path: list[str]
     settings: dict[str, Any]
+    policy: Policy
     takeover: int = TAKEOVER_VERSION
 
 
@@ -130,8 +133,8 @@ class Reply(msgspec.Struct, tag=True):
     """Primary: the answer to the request `seq`. `error` is an errno, 0 for none.
 
     Along comes, for Listen, what to take connections from; for BindDescriptor, and for Bind of a datagram socket, the
-    socket itself. `quiet` says that nothing will come: the worker is disconnecting. It is no error, so that a program
-    that is asked to end while it starts ends as quietly as any other.
+    socket itself. `listening`: from now on the worker does. `quiet` says that nothing will come: the worker is
+    disconnecting. It is no error, so that a program that is asked to end while it starts ends as quietly as any other.
     """
 
     seq: int
@@ -140,6 +143,7 @@ class Reply(msgspec.Struct, tag=True):
     key: int = 0
     address: Any = None
     cell: int | None = None
+    listening: bool = False
     quiet: bool = False
 
 

@@ -13,8 +13,9 @@ from typing import Protocol
 
 from . import native, protocol
 from .handles import Handle
-from .listeners import Listeners, Policy
+from .listeners import Listeners
 from .member import Member
+from .protocol import Policy
 from .settings import Settings
 from .worker import LEAVING
 
@@ -112,6 +113,7 @@ class Requests:
         if said.kind != socket.SOCK_DGRAM:
             return reply, None
         self._primary.note_listening(member, handle)
+        reply.listening = True
         return reply, handle.sock.fileno()
 
     def _bind_descriptor(self, member: Member, fd: int) -> tuple[protocol.Reply, int | None]:
@@ -127,7 +129,7 @@ class Requests:
             member.worker.id, member.index, said, self._primary.settings.max_pending
         )
         self._primary.note_listening(member, handle)
-        return protocol.Reply(0, key=handle.key, cell=ticket.cell), ticket.fd
+        return protocol.Reply(0, key=handle.key, cell=ticket.cell, listening=True), ticket.fd
 
 
 def _is_leaving(member: Member) -> bool:

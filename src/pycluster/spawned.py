@@ -36,6 +36,7 @@ def become_worker(told: "Start") -> NoReturn:
     settings = Settings().merged(told.settings)
     _cluster.attach_region(told.region, told.version, settings.max_workers, settings.max_counters)
     os.set_inheritable(told.channel, False)
+    cluster._policy = told.policy
     child = cluster._become_worker(told.id, told.slot, told.index, native.Socket(fileno=told.channel), settings)
     child.start()
     child.run(told.script, told.args)

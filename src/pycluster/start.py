@@ -21,6 +21,7 @@ import msgspec
 
 from . import _cluster, adapt, native, protocol
 from .errors import ClusterError
+from .protocol import Policy
 from .rights import drop_rights, groups_of
 from .script import Script
 from .settings import Settings
@@ -65,7 +66,14 @@ def spawn(
 
 
 def describe(
-    worker_id: int, slot: int, index: int, channel: int, script: Script, args: list[str], settings: Settings
+    worker_id: int,
+    slot: int,
+    index: int,
+    channel: int,
+    script: Script,
+    args: list[str],
+    settings: Settings,
+    policy: Policy,
 ) -> protocol.Start:
     """What a worker is to know that is no copy of the primary.
 
@@ -85,6 +93,7 @@ def describe(
         args=args,
         path=sys.path,
         settings={name: value for name, value in vars(settings).items() if name != "stdio"},
+        policy=policy,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from . import _cluster, native
 from .forkserver import Forkserver
 from .loop import Loop
+from .protocol import Policy
 from .rights import Rights, rights_of
 from .script import find_script
 from .settings import Settings
@@ -60,6 +61,7 @@ class Starter:
         slot: int,
         env: Mapping[str, str] | None,
         settings: Settings,
+        policy: Policy,
         method: Literal["fork", "spawn", "forkserver"],
     ) -> Started:
         """Start a worker.
@@ -83,7 +85,7 @@ class Starter:
                 script.compile_ahead()
                 pid, pidfd = _cluster.fork()
             else:
-                told = describe(worker_id, slot, index, theirs.fileno(), script, args, settings)
+                told = describe(worker_id, slot, index, theirs.fileno(), script, args, settings, policy)
                 start = spawn if method == "spawn" else self._forkserver.clone
                 pid, pidfd = start(told, env, settings, stdio)
         except BaseException:

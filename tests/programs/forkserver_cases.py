@@ -42,6 +42,12 @@ def shows_template() -> Facts:
     return {"template": preloaded.PID, "optimize": sys.flags.optimize}
 
 
+def counts() -> Facts:
+    preloaded.HITS.add()
+    cluster.counter("hits").add()
+    return {"value": preloaded.HITS.value, "regions": sum("memfd" in name for name in open_descriptors().values())}
+
+
 def shows_surroundings() -> Facts:
     return {"cwd": os.getcwd(), "env": os.environ.get("LATER"), "path": sys.path[-1], "odd": os.environb.get(b"\xff")}
 
@@ -313,6 +319,14 @@ def surroundings(directory: str) -> Facts:
     cluster.setup_primary(cwd="..")
     seen.append(result(shows_surroundings, LATER="given"))
     return {"seen": [{**facts, "odd": facts["odd"] == b"\xfe"} for facts in seen]}
+
+
+def counters() -> Facts:
+    """A preloaded module has made one when there was no primary's region to be in."""
+    other = cluster.counter("other")
+    os.environ["PRELOADED"] = "count"
+    worker = result(counts)
+    return {"worker": worker, "hits": cluster.counter("hits").value, "other": other.value}
 
 
 def fails(how: str) -> Facts:

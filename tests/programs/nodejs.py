@@ -187,7 +187,8 @@ def worker_stopped(how: str) -> None:
 
 def primary_sys_exit(where: str, status: str) -> None:
     worker = cluster.fork()
-    worker.on("message", lambda message, handle: worker.send("exit") if where == "message" else worker.disconnect())
+    asks = where in ("message", "error")
+    worker.on("message", lambda message, handle: worker.send("exit") if asks else worker.disconnect())
     if where == "primary":
         worker.on("disconnect", lambda: sys.exit(int(status)))
 
@@ -195,6 +196,9 @@ def primary_sys_exit(where: str, status: str) -> None:
 def worker_sys_exit(where: str, status: str) -> None:
     def leave(*_: object) -> None:
         sys.exit(int(status))
+
+    def fail(*_: object) -> None:
+        raise LookupError("this is for the listener")
 
     async def leave_from_a_loop() -> None:
         own().on("disconnect", leave)
@@ -207,6 +211,9 @@ def worker_sys_exit(where: str, status: str) -> None:
         asyncio.run(leave_from_a_loop())
     if where in ("message", "disconnect"):
         own().on(where, leave)
+    if where == "error":
+        own().on("message", fail)
+        cluster.on("error", leave)
     process.send("ready")
     sleep()
 

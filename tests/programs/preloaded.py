@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 
+from pycluster import cluster
+
 PID = os.getpid()
 
 match os.environ.get("PRELOADED"):
@@ -32,6 +34,8 @@ match os.environ.get("PRELOADED"):
                 os.kill(os.getpid(), signal.Signals[name])
 
         os.register_at_fork(after_in_parent=signal_oneself)
+    case "count":
+        HITS = cluster.counter("hits")
     case "hang":
         os.write(1, b"hangs\n")
         time.sleep(3600)

@@ -5,7 +5,7 @@ import os
 import sys
 
 from programs.facts import tell
-from pycluster import Worker, cluster
+from pycluster import SCHED_NONE, Worker, cluster
 
 if cluster.is_primary:
 
@@ -15,6 +15,7 @@ if cluster.is_primary:
         read = [pipe and pipe.read().decode() for pipe in pipes[1:]]
         tell("exit", code=code, pipes=[pipe is not None for pipe in pipes], stdout=read[0], stderr=read[1])
 
+    cluster.scheduling_policy = SCHED_NONE
     cluster.setup_primary(**json.loads(sys.argv[1]))
     worker = cluster.fork(json.loads(sys.argv[2]))
     if worker.process.stdin is not None:
@@ -25,6 +26,7 @@ else:
     tell(
         "shown",
         argv=sys.argv,
+        policy=cluster.scheduling_policy,
         cwd=os.getcwd(),
         file=__file__,
         name=__name__,

@@ -393,6 +393,12 @@ def end(status: int = 7) -> None:
     sys.exit(status)
 
 
+def state() -> str:
+    """The worker's own state, as it sees it."""
+    assert cluster.worker is not None
+    return cluster.worker.state
+
+
 def slot_and_environment(name: str) -> tuple[int, str | None]:
     """The worker's own slot, and a variable of its environment."""
     assert cluster.worker is not None
