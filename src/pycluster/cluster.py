@@ -109,14 +109,14 @@ class Cluster(Emitter):
         return self._settings
 
     def setup_primary(self, **settings: Any) -> None:
-        """Change settings for later forks; those that are not named stay as they are.
+        """Change settings for later forks; those that are not named stay as they are. See `Settings`.
 
         Raises:
           NotPrimaryError: in a worker.
           TypeError, ValueError: an unknown name, or a wrong value; nothing is changed.
 
         Emits `setup(settings)` in the next dispatch.
-        Source: Node.js `cluster.setupPrimary()`. For the names see `Settings`.
+        Source: Node.js `cluster.setupPrimary()`.
         """
         primary = self._as_primary("setup_primary")
         merged = self._settings.merged(settings)
@@ -208,7 +208,8 @@ class Cluster(Emitter):
         that have been forked by now.
 
         Args:
-          timeout: seconds that each new worker has to come up; large applications take half a minute to import.
+          timeout: seconds that each new worker has to come up, or all that a primary that executes itself anew forks;
+            large applications take half a minute to import.
           callback: called in the end, with None, or with what has stopped the reload; not by a primary that has
             executed itself anew meanwhile. Without a callback, what has stopped it is given to the `error` listeners,
             or logged to "pycluster".

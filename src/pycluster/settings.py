@@ -10,7 +10,10 @@ Stdio = Literal["inherit", "pipe", "ignore"] | int | IO[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings in force; changed by `cluster.setup_primary`, for later forks only.
+    """The settings in force; changed by `cluster.setup_primary`, for later forks.
+
+    Those that are not of a worker but of the cluster hold for workers that run already, too: `respawn`,
+    `graceful_timeout`, `max_unavailable` and `max_pending`.
 
     Attributes:
       exec: path of the worker's script; None for the main script (also when that was started with -m).

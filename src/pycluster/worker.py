@@ -214,7 +214,8 @@ class Worker(Emitter):
         """Stop this worker gracefully. Asking again changes nothing.
 
         It gets no new connections, those that it has accepted may finish, then its channel closes, and its script ends
-        with SystemExit(0) if it still runs.
+        with SystemExit(0) if it still runs. Connections of other origin, from a private listener (`cluster.exclusive`,
+        SO_REUSEPORT, `share_ports=False`) or with a message, are not waited for.
 
         Returns:
           The worker itself, for chaining.
