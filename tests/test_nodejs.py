@@ -254,3 +254,11 @@ def test_workers_start_whatever_locks_the_primarys_threads_hold(cluster_program:
     ended = run(cluster_program, "threads", 12)
     assert len(all_of(ended, "works")) == 12
     assert ends(ended) == [(0, None, False)] * 12
+
+
+def test_a_fork_leaves_pipes_to_the_primary_whatever_its_threads_do_with_them(cluster_program: Programs) -> None:
+    ended = run(cluster_program, "piped", 4)
+    assert only(ended, "child")["code"] == 0
+    assert [fact["heard"] for fact in all_of(ended, "works")] == ["once"] * 4
+    assert ends(ended) == [(0, None, False)] * 4
+    assert ended.stderr == ""

@@ -194,8 +194,11 @@ class Primary:
             native.close(member.pidfd)
             process = member.worker.process
             for pipe in (process.stdin, process.stdout, process.stderr):
-                if pipe is not None:
-                    pipe.close()
+                # Below its buffer, whose lock is held for ever here when a thread of the primary was reading. Below one
+                # that the user has detached there is nothing.
+                raw = getattr(pipe, "raw", pipe)
+                if raw is not None:
+                    raw.close()
         self._listeners.abandon()
         self._watcher.abandon()
         self._members.clear()

@@ -627,6 +627,38 @@ def worker_threads(count: str) -> None:
     thread.join()
 
 
+def primary_piped(count: str) -> None:
+    """Fork while threads wait for what earlier workers say, and what these are to hear is buffered still."""
+    cluster.setup_primary(stdio=["pipe", "pipe", "inherit"])
+
+    def pass_on(worker: Worker, speaks: threading.Event) -> None:
+        assert worker.process.stdout is not None
+        for line in worker.process.stdout:
+            os.write(1, line)
+            speaks.set()
+
+    buffers: list[io.BufferedWriter] = []
+    for _ in range(int(count)):
+        worker = cluster.fork()
+        speaks = threading.Event()
+        threading.Thread(target=pass_on, args=(worker, speaks)).start()
+        speaks.wait()
+        assert isinstance(worker.process.stdin, io.RawIOBase)
+        buffers.append(io.BufferedWriter(worker.process.stdin))
+        buffers[-1].write(b"once")
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)  # its copies of the pipes end with its interpreter
+    tell("child", code=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    for buffer in buffers:
+        buffer.close()
+
+
+def worker_piped(count: str) -> None:
+    tell("speaks")
+    tell("works", heard=sys.stdin.read())
+
+
 case, *arguments = sys.argv[1:]
 if cluster.is_primary:
     tell_events()
