@@ -433,6 +433,8 @@ class Child:
 
     def _abandon(self) -> None:
         """In a process that this worker forks on its own: it is no worker."""
+        if self._epoll.closed:
+            return  # forked by such a process: the numbers of what was open here may be its own files' by now
         self._closed.set()
         self._controlled = False
         self._channel.abandon()
