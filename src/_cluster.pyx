@@ -1720,7 +1720,10 @@ def unlock_balancer():
 
 
 def abandon_balancer():
-    """After a fork, in the child: close the copies of the balancer's descriptors. Its thread was not copied."""
+    """After a fork, in the child: close the copies of the balancer's descriptors, and let the mutex be free.
+
+    Its thread was not copied. Idempotent: a child's child has nothing to close, but a mutex that is locked.
+    """
     cdef ListenerState *listener = balancer.listeners
     cdef int place
     while listener != NULL:

@@ -87,7 +87,7 @@ def test_a_killed_worker_is_gone_though_a_process_that_it_started_lives(
     assert only(facts, "over")["refuses"] is True
 
 
-@pytest.mark.parametrize(("method", "whose"), [("spawn", "worker")])
+@pytest.mark.parametrize(("method", "whose"), [("fork", "primary"), ("fork", "worker"), ("spawn", "worker")])
 def test_a_forked_process_forks_others_in_turn(method: str, whose: str, cluster_program: Programs) -> None:
     facts = cluster_program("generations", method, whose, 4, free_port()).finish().facts
     assert [fact["left"] for fact in facts if fact["event"] == "born"] == [3, 2, 1, 0]

@@ -417,7 +417,8 @@ class Cluster(Emitter):
             self._has_region = True
 
     def _abandon_primary(self) -> None:
-        """In every process that the primary forks, workers and others."""
+        """In every process that the primary forks, workers and others, and in what these fork in turn."""
+        _cluster.abandon_balancer()  # without a primary too: the mutex has been locked for this fork
         if self._primary is not None:
             self._primary.abandon()
             self._primary = self._reload = None

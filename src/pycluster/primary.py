@@ -182,8 +182,10 @@ class Primary:
             self.on_change(worker)
 
     def abandon(self) -> None:
-        """In a forked child, worker or not: close the copies of all that the library has opened here."""
-        _cluster.abandon_balancer()
+        """In a forked child, worker or not: close the copies of all that the library has opened here.
+
+        But for the balancer's, see `_cluster.abandon_balancer`.
+        """
         _cluster.close_region_descriptor()
         leave_wakeup(self._loop.wakeup_fd)
         self._starter.abandon()
