@@ -239,9 +239,16 @@ def _write_worker_down(member: Member) -> HandedWorker:
         max_message_size=channel.max_message_size,
         channel=-1 if channel.closed else channel.fileno(),
         wire=channel.export(),
-        pipes=[None if pipe is None or pipe.closed else pipe.fileno() for pipe in pipes],
+        pipes=[_number_of(pipe) for pipe in pipes],
         rights=member.rights,
     )
+
+
+def _number_of(pipe: IO[bytes] | None) -> int | None:
+    try:
+        return None if pipe is None else pipe.fileno()
+    except ValueError:
+        return None  # it is closed, or the user has detached what is below it
 
 
 def _write_handle_down(handle: Handle, name: Any) -> HandedHandle:
