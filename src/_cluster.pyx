@@ -546,7 +546,12 @@ def set_timer(int fd, double seconds):
 #
 # A message whose descriptor does not fit into the receiver's table arrives truncated (MSG_CTRUNC), and the connection
 # is lost. So the receiver looks before it receives: the kernel gives out the lowest free number, so there is room as
-# long as the highest numbers are not in use. That is one fcntl, the cheapest system call that there is, per call.
+# long as the highest numbers are not in use. One poll tells that, and whether there is something to receive.
+#
+# What it has seen holds as long as the receiver keeps the GIL. So it receives without waiting, and who waits sleeps in
+# poll, and looks for room anew. To sleep in recvmsg would save two system calls of four to who waits, and lose the
+# connection that comes when other threads have opened files meanwhile. What is left is a file that is opened without
+# the GIL, as os.open does it, in the microsecond between the look and the recvmsg, and gets the very last number.
 #
 # A worker also remembers which of the connections that it accepted are still open, whatever holds them. There is no
 # hook on close: `sweep` asks each remembered descriptor for its peer, and one that is closed, or that is another
@@ -786,10 +791,7 @@ def accept_direct(int fd):
 
 
 def undelivered():
-    """How many connections have been handed to this worker, not taken back, and not been received. Worker only.
-
-    One that a thread has received without the GIL, and not remembered yet, counts as not received.
-    """
+    """How many connections have been handed to this worker, not taken back, and not been received. Worker only."""
     return max(<int64_t>0, <int64_t>(load(&own_slot.dispatched) - load(&own_slot.received)))
 
 
@@ -835,31 +837,56 @@ cdef class Receiver:
         self.fd = fd
         self.consumed = &own_slot.consumed[cell]
 
-    cdef int room_for(self, int wanted) except -1:
-        """How many descriptors can be received, `wanted` or 1.
+    cdef int room_for(self, int wanted, bint *ready) except -1:
+        """How many descriptors can be received, `wanted` or 1; and whether there is anything to receive, the end too.
 
         Numbers are given out from below, so those at the very top are in use only if there was a want of others.
 
         Raises:
           OSError: EMFILE, as of accept, before a connection is lost for want of a descriptor.
         """
-        cdef pollfd highest[RECEIVE_BATCH]
+        cdef pollfd looks[RECEIVE_BATCH + 1]
         cdef int limit = descriptor_limit()
         cdef int error, i
         cdef int free_ones = 0
-        if limit > wanted:
-            for i in range(wanted):
-                highest[i].fd = limit - 1 - i
-                highest[i].events = highest[i].revents = 0
-            poll(highest, wanted, 0)
-            for i in range(wanted):
-                free_ones += highest[i].revents == POLLNVAL
-            if free_ones == wanted:
-                return wanted
+        for i in range(wanted):
+            looks[i].fd = limit - 1 - i
+            looks[i].events = looks[i].revents = 0
+        looks[wanted].fd = self.fd
+        looks[wanted].events = POLLIN
+        looks[wanted].revents = 0
+        # It fails when a signal waits, or with more to look at than the limit allows: who receives will see.
+        ready[0] = poll(looks, wanted + 1, 0) < 0 or looks[wanted].revents != 0
+        for i in range(wanted):
+            free_ones += looks[i].revents == POLLNVAL
+        if free_ones == wanted:
+            return wanted
         error = find_descriptor()
         if error < 0:
             raise OSError(-error, strerror(-error).decode())
         return 1
+
+    cdef int wait(self, uint64_t deadline) except -1:
+        """Sleep until there may be something to receive, a signal has been handled, or `deadline` is over (0: none).
+
+        All threads that wait here wake up, and one of them is the first. Where the number has become another file's, by
+        dup2, they wake up no later than at the channel's end, and go on with that file.
+        """
+        cdef pollfd watched
+        cdef uint64_t now = now_ns()
+        cdef int wait_ms = <int>((max(deadline, now) - now + 999999) // 1000000) if deadline else -1
+        cdef int ready
+        watched.fd = self.fd
+        watched.events = POLLIN
+        with nogil:
+            ready = poll(&watched, 1, wait_ms)
+        if ready == 0:
+            raise TimeoutError("timed out")
+        if ready < 0:
+            if errno != EINTR:
+                raise system_error("poll", errno)
+            PyErr_CheckSignals()
+        return 0
 
     cdef object take(self, Connection *connection):
         add(&own_slot.received, 1)
@@ -881,43 +908,24 @@ cdef class Receiver:
         """
         cdef Connection connection
         cdef ssize_t length
-        cdef pollfd watched
-        cdef int ready, wait_ms
-        cdef int flags = 0 if timeout is None else MSG_DONTWAIT
+        cdef bint ready
+        cdef bint waits = timeout is None or timeout
         cdef uint64_t deadline = now_ns() + <uint64_t>(<double>timeout * 1e9) if timeout else 0
         while True:
-            self.room_for(1)
-            if timeout:
-                watched.fd = self.fd
-                watched.events = POLLIN
-                while True:
-                    wait_ms = <int>((max(deadline, now_ns()) - now_ns() + 999999) // 1000000)
-                    with nogil:
-                        ready = poll(&watched, 1, wait_ms)
-                    if ready > 0:
-                        break
-                    if ready == 0:
-                        raise TimeoutError("timed out")
-                    if errno != EINTR:
-                        raise system_error("poll", errno)
-                    PyErr_CheckSignals()
-            if flags:
-                length = receive_connection(self.fd, &connection, flags)
-            else:
-                with nogil:
-                    length = receive_connection(self.fd, &connection, flags)
+            self.room_for(1, &ready)
+            length = receive_connection(self.fd, &connection, MSG_DONTWAIT) if ready else -EAGAIN
             if length > PROBE_SIZE:
                 add(self.consumed, 1)
                 if connection.fd >= 0:
                     return self.take(&connection)
                 add(&own_slot.received, 1)
-                continue  # truncated: the limit was lowered behind our back, and the connection is gone
+                continue  # truncated: the table has filled up all the same, and the connection is gone
             if length == PROBE_SIZE:
                 add(self.consumed, 1)
             elif length == 0:
                 # The primary has closed the channel, or is gone: this descriptor is about to be silenced. Till then be
                 # as quiet as if nothing came.
-                if flags and not timeout:
+                if not waits:
                     raise BlockingIOError(EAGAIN, strerror(EAGAIN).decode())
                 with nogil:
                     poll(NULL, 0, CLOSED_PAUSE_MS)
@@ -926,7 +934,9 @@ cdef class Receiver:
                     raise TimeoutError("timed out")
             elif length == -EINTR:
                 PyErr_CheckSignals()
-            elif length != -EAGAIN or not timeout:
+            elif length == -EAGAIN and waits:
+                self.wait(deadline)
+            else:
                 raise OSError(<int>-length, strerror(<int>-length).decode())
 
     def accept_many(self):
@@ -940,7 +950,10 @@ cdef class Receiver:
         cdef Control controls[RECEIVE_BATCH]
         cdef Connection connections[RECEIVE_BATCH]
         cdef int count, i
-        cdef int batch = self.room_for(RECEIVE_BATCH)
+        cdef bint ready
+        cdef int batch = self.room_for(RECEIVE_BATCH, &ready)
+        if not ready:
+            return []
         for i in range(batch):
             prepare_receive(&messages[i].msg_hdr, &payloads[i], &controls[i], &connections[i])
         count = recvmmsg(self.fd, messages, batch, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, NULL)

@@ -34,6 +34,12 @@ def test_accept_waits_for_a_connection_with_and_without_a_timeout(core_case: Cas
     assert core_case("accept_waits_for_a_connection")["same"]
 
 
+def test_threads_that_wait_in_one_channel_take_one_connection_each(core_case: Case) -> None:
+    fact = core_case("accept_in_several_threads")
+    assert fact["errors"] == [[]] * 4
+    assert fact["taken"] == [1, 2, 3, 4]
+
+
 def test_a_signal_handler_may_end_the_wait_of_accept_by_raising_and_not_otherwise(core_case: Case) -> None:
     fact = core_case("accept_is_interrupted_by_signals")
     assert fact["errors"] == [["InterruptedError", errno.EINTR], []]
@@ -86,6 +92,14 @@ def test_no_connection_is_lost_when_files_take_all_descriptors_between_two_accep
 ) -> None:
     fact = core_case("descriptors_gone_meanwhile", accept)
     assert (fact["error"], fact["taken"]) == (MANY_FILES, 4)
+
+
+@pytest.mark.parametrize("timeout", ["none", "some"])
+def test_no_connection_is_lost_when_files_take_all_descriptors_while_accept_sleeps(
+    core_case: Case, timeout: str
+) -> None:
+    fact = core_case("descriptors_gone_while_accepting", timeout)
+    assert (fact["errors"], fact["afterwards"]) == ([MANY_FILES] * 2, 1)
 
 
 def test_no_connection_is_lost_when_the_first_accept_finds_few_descriptors(core_case: Case) -> None:

@@ -3,14 +3,17 @@
 import contextlib
 import ctypes
 import fcntl
+import functools
 import os
 import resource
 import select
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from programs.core_front import (
@@ -54,6 +57,52 @@ def accept_waits_for_a_connection() -> Facts:
         front.connect()
         accepting.join()
     return {"same": got == [client.getsockname() for client in front.clients]}
+
+
+def accept_in_several_threads() -> Facts:
+    """All of them wait in one channel when the first connection comes."""
+    send, receiver = _bare_channel()
+    errors: list[Any] = []
+
+    def accept(timeout: float | None) -> None:
+        errors.append(error_of(lambda: receiver.accept(timeout)))
+
+    accepting = [_sleeping_thread(functools.partial(accept, timeout)) for timeout in (None, PATIENCE_S) * 2]
+    taken: list[int] = []
+    for _ in accepting:
+        send()
+        wait_until(lambda: len(errors) > len(taken))
+        taken.append(len(errors))
+    for thread in accepting:
+        thread.join()
+    return {"errors": errors, "taken": taken}
+
+
+def _bare_channel() -> tuple[Callable[[], object], _cluster.Receiver]:
+    """A channel without a balancer: what sends a connection, which needs no new descriptor, and who receives it."""
+    _cluster.create_region(MAX_WORKERS, MAX_COUNTERS)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = socket.socketpair()[0]
+    peer = socket.AF_UNIX.to_bytes(2, sys.byteorder)
+    return lambda: socket.send_fds(ours, [peer], [connection.fileno()]), _cluster.Receiver(theirs.detach(), 0)
+
+
+def _sleeping_thread(accept: Callable[[], object]) -> threading.Thread:
+    """A thread that accepts, and waits for a connection by now.
+
+    It does not give the GIL away before that, so whoever sees that it has begun finds it there.
+    """
+    sys.setswitchinterval(3600)
+    begun = []
+
+    def run() -> None:
+        begun.append(True)
+        accept()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert wait_until(lambda: begun)
+    return thread
 
 
 def accept_is_interrupted_by_signals() -> Facts:
@@ -185,6 +234,26 @@ def descriptors_gone_meanwhile(accept: str) -> Facts:
         os.close(fd)
     taken += front.workers[0].take_all()
     return {"error": error, "taken": len(taken)}
+
+
+def descriptors_gone_while_accepting(timeout: str) -> Facts:
+    """Another thread opens files until it cannot any more while accept sleeps; then a connection comes."""
+    send, receiver = _bare_channel()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    errors: list[Any] = []
+    accepting = _sleeping_thread(
+        lambda: errors.append(error_of(lambda: receiver.accept(None if timeout == "none" else PATIENCE_S)))
+    )
+    files = []
+    with contextlib.suppress(OSError):
+        while True:
+            files.append(os.open(os.devnull, os.O_RDONLY))
+    send()
+    accepting.join()
+    again = error_of(lambda: receiver.accept(0))
+    for fd in files:
+        os.close(fd)
+    return {"errors": [*errors, again], "afterwards": len(receiver.accept_many())}
 
 
 def few_descriptors_at_first() -> Facts:
