@@ -837,6 +837,10 @@ cdef class Receiver:
         self.fd = fd
         self.consumed = &own_slot.consumed[cell]
 
+    def close(self):
+        """Let go of the descriptor, which is about to be closed: its number may be another file's from then on."""
+        self.fd = -1
+
     cdef int room_for(self, int wanted, bint *ready) except -1:
         """How many descriptors can be received, `wanted` or 1; and whether there is anything to receive, the end too.
 
@@ -912,6 +916,8 @@ cdef class Receiver:
         cdef bint waits = timeout is None or timeout
         cdef uint64_t deadline = now_ns() + <uint64_t>(<double>timeout * 1e9) if timeout else 0
         while True:
+            if self.fd < 0:
+                raise OSError(EBADF, strerror(EBADF).decode())  # closed by another thread, as of a plain socket
             self.room_for(1, &ready)
             length = receive_connection(self.fd, &connection, MSG_DONTWAIT) if ready else -EAGAIN
             if length > PROBE_SIZE:

@@ -40,6 +40,14 @@ def test_threads_that_wait_in_one_channel_take_one_connection_each(core_case: Ca
     assert fact["taken"] == [1, 2, 3, 4]
 
 
+def test_a_thread_that_waits_in_a_channel_that_another_one_closes_receives_nothing_of_what_comes_after_it(
+    core_case: Case,
+) -> None:
+    fact = core_case("accept_while_another_thread_closes")
+    assert fact["errors"] == [["OSError", errno.EBADF]]
+    assert fact["left"] == "not for accept"
+
+
 def test_a_signal_handler_may_end_the_wait_of_accept_by_raising_and_not_otherwise(core_case: Case) -> None:
     fact = core_case("accept_is_interrupted_by_signals")
     assert fact["errors"] == [["InterruptedError", errno.EINTR], []]

@@ -78,6 +78,22 @@ def accept_in_several_threads() -> Facts:
     return {"errors": errors, "taken": taken}
 
 
+def accept_while_another_thread_closes() -> Facts:
+    """The number of its descriptor is another file's when it wakes up, at the channel's end."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    other, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    _cluster.create_region(MAX_WORKERS, MAX_COUNTERS)
+    receiver = _cluster.Receiver(theirs.fileno(), 0)
+    errors: list[Any] = []
+    accepting = _sleeping_thread(lambda: errors.append(error_of(lambda: receiver.accept(None))))
+    receiver.close()
+    os.dup2(others.fileno(), theirs.fileno())
+    other.send(b"not for accept")
+    ours.close()
+    accepting.join()
+    return {"errors": errors, "left": others.recv(100, socket.MSG_DONTWAIT).decode()}
+
+
 def _bare_channel() -> tuple[Callable[[], object], _cluster.Receiver]:
     """A channel without a balancer: what sends a connection, which needs no new descriptor, and who receives it."""
     _cluster.create_region(MAX_WORKERS, MAX_COUNTERS)
