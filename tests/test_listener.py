@@ -234,6 +234,70 @@ def test_a_worker_that_waits_on_a_duplicate_of_its_listener_can_disconnect(
     assert not wait_until(lambda: cpu_s(cluster.pid(1)) - before > 0.1, 0.4)
 
 
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+@pytest.mark.parametrize("spare", [0, 2])
+def test_a_worker_without_descriptors_disconnects_once_it_has_some(start: Start, policy: str, spare: int) -> None:
+    port = free_port()
+    cluster = start(policy=policy)
+    cluster.do(1, "listen", port=port)
+    cluster.do(1, "watch_with_epoll")
+    with connect(port) as client:
+        cluster.do(1, "accept", keep=True, reply=False)
+        cluster.do(2, "listen", port=port)
+        cluster.do(1, "use_up_descriptors", spare=spare)
+        cluster.do(0, "disconnect", worker=1)
+        for _ in range(2):  # before it gets the second one, it has tried to silence the listener
+            cluster.do(1, "own_name")
+        with connect(port):  # which is the other one's
+            assert wait_until(lambda: cluster.do(1, "wakes_at_once"))
+            cluster.do(1, "give_descriptors_back", count=4)
+            assert wait_until(lambda: not cluster.do(1, "wakes_at_once")), "its loops spin"
+        cluster.do(1, "answer_kept")
+        cluster.do(1, "drop")
+        assert read_all(client) == b"worker 1"
+    assert cluster.wait_for_exit(1) == (0, None)
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_idle_connections_that_use_up_a_workers_descriptors_do_not_hold_it(start: Start, policy: str) -> None:
+    port = free_port()
+    cluster = start(workers=1, policy=policy)
+    cluster.do(1, "listen", port=port)
+    cluster.do(1, "drop_when_quiet")
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(connect(port))
+            cluster.do(1, "accept", keep=True)
+        cluster.do(1, "use_up_descriptors")
+        cluster.do(0, "disconnect", worker=1)
+        assert cluster.wait_for_exit(1) == (0, None)
+
+
+def test_a_worker_disconnects_once_the_system_has_files_again(start: Start) -> None:
+    cluster = start(workers=1)
+    cluster.do(1, "listen", port=free_port())
+    cluster.do(1, "refuse_to_list", times=3)
+    cluster.do(0, "disconnect", worker=1)
+    assert cluster.wait_for_exit(1) == (0, None)
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_a_worker_without_descriptors_closes_a_listener_and_keeps_its_duplicates(start: Start, policy: str) -> None:
+    port = free_port()
+    cluster = start(workers=1, policy=policy)
+    cluster.do(1, "listen", port=port)
+    cluster.do(1, "duplicate", how="fileno")
+    cluster.do(1, "use_up_descriptors")
+    cluster.do(1, "close")
+    cluster.do(1, "give_descriptors_back", count=1)
+    with connect(port) as client:
+        cluster.do(1, "accept", name="copy")
+        assert read_all(client) == b"worker 1"
+    cluster.do(1, "use_up_descriptors")
+    cluster.do(1, "close", name="copy")
+    assert wait_until(lambda: refuses(lambda: connect(port).close()))
+
+
 @pytest.mark.parametrize(("policy", "how"), [("rr", "accept"), ("none", "accept"), ("none", "accept_natively")])
 def test_a_connection_that_the_library_has_lost_sight_of_may_finish(start: Start, policy: str, how: str) -> None:
     cluster = start(workers=1, policy=policy)

@@ -205,16 +205,29 @@ class Child:
 
     def _drain(self) -> float | None:
         """Say Drained once everything is done. Returns in how many seconds to look again."""
-        # In this order, or a connection could pass from one place to the next behind our back.
-        undelivered = self._silence_listeners() + _cluster.undelivered()
-        if undelivered == 0:
-            self._be_quiet()
-        opened = undelivered + _cluster.sweep()
-        opened = opened or descriptors.open_connections()
-        if opened or self._channel.backlogged:
+        try:
+            left = self._left_to_do()
+        except OSError:
+            left = 1  # at least: the system has no file for a look at our descriptors
+        if left or self._channel.backlogged:
             return DRAIN_SWEEP_S
         self._say_drained()
         return None
+
+    def _left_to_do(self) -> int:
+        """How many listeners are not silenced yet, and connections not taken, or open.
+
+        Raises:
+          OSError: it cannot be told.
+        """
+        # In this order, or a connection could pass from one place to the next behind our back.
+        left = self._silence_listeners()
+        undelivered = _cluster.undelivered()
+        if undelivered == 0:
+            # Though there may be no descriptor for a listener's silence: idle connections, which end now, have some.
+            self._be_quiet()
+        left += undelivered + _cluster.sweep()
+        return left or descriptors.open_connections()
 
     def _look_at_connections(self) -> float | None:
         """Note which connections are still open, if it is time to. Returns in how many seconds it will be."""
@@ -293,19 +306,23 @@ class Child:
     # The end
 
     def _silence_listeners(self) -> int:
-        """Silence the listeners that nothing waits for. Returns how many something still waits for."""
-        waiting = 0
+        """Silence the listeners that nothing waits for. Returns how many are not silenced yet.
+
+        Raises:
+          OSError: the duplicates among them cannot be found.
+        """
+        loud = 0
         undelivered = _cluster.undelivered()
         for shared in descriptors.shared_sockets():
             # Where no connection is undelivered, what lies in a channel is a probe of the balancer's.
             if undelivered and shared.receiver is not None and shared.waiting:
-                waiting += 1
+                loud += 1
                 continue
             try:
                 shared.silence()
             except OSError:
-                waiting += 1  # no descriptor is left; when a connection has ended, there is one
-        return waiting
+                loud += 1  # no descriptor is left; when a connection has ended, there is one
+        return loud
 
     def _say_drained(self) -> None:
         _cluster.expect_orderly_close()

@@ -6,14 +6,19 @@ one must be done to all, and only with the last of them is the listener closed.
 """
 
 import contextlib
+import errno
 import os
+import resource
 import select
 import socket
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from . import _cluster, native
+
+# What there may be more of when something else has been closed.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Bound(NamedTuple):
@@ -90,8 +95,7 @@ class Shared:
         """Find the duplicates that nobody has told of: what is done to all of one key must be done to them."""
         if self.silent:
             return  # all silent descriptors are duplicates of one
-        for name in os.listdir("/proc/self/fd"):
-            fd = int(name)
+        for fd in _open_numbers():
             with contextlib.suppress(OSError):  # closed meanwhile
                 if fd not in _shared and fd not in self.strangers and _identity_of(fd) == self.identity:
                     self.adopt(fd, None)
@@ -99,10 +103,10 @@ class Shared:
     def leave_strangers(self) -> None:
         """What has been there before this descriptor is no duplicate of it, but the user's."""
         found = set()
-        for name in os.listdir("/proc/self/fd"):
+        for fd in _open_numbers():
             with contextlib.suppress(OSError):  # closed meanwhile
-                if _identity_of(int(name)) == self.identity:
-                    found.add(int(name))
+                if _identity_of(fd) == self.identity:
+                    found.add(fd)
         self.strangers = frozenset(found - {self.fd})
 
     @property
@@ -131,13 +135,17 @@ class Shared:
                     quiet = stack.enter_context(unbound).fileno()
                 else:
                     quiet = _quiet_descriptor()
+                watches = _watches_of(self.fd, stack)
+                # From here on no descriptor is opened. This before the socket goes: `_accept` then looks at it.
                 self.silent = True
-                watches = _unwatch(self.fd)
+                watches = [(epoll, events) for epoll, events in watches if _unwatch(self.fd, epoll)]
                 os.dup2(quiet, self.fd, inheritable=False)
-            if not self.is_datagram:
-                # A listening socket is never writable. That it is watched still lets its server take it out.
-                watches = [(number, events & ~select.EPOLLOUT) for number, events in watches]
-            _watch(self.fd, watches)
+                if not self.is_datagram:
+                    # A listening socket is never writable. That it is watched still lets its server take it out.
+                    watches = [(epoll, events & ~select.EPOLLOUT) for epoll, events in watches]
+                for epoll, events in watches:
+                    with contextlib.suppress(OSError):  # its loop has put it back meanwhile
+                        epoll.register(self.fd, events)
             self.identity = _identity_of(self.fd)
             if self.receiver is None and not self.is_datagram:
                 self.receiver = _cluster.Receiver(self.fd, 0)  # accept waits there as on a channel where nothing comes
@@ -182,13 +190,14 @@ def open_connections() -> int:
     The core knows those that were accepted through it, by their numbers; this finds the others, at the price of a look
     at every descriptor.
     """
-    return sum(_cluster.connected_port(int(name)) in _ports for name in os.listdir("/proc/self/fd"))
+    return sum(_cluster.connected_port(fd) in _ports for fd in _open_numbers())
 
 
 def close(shared: Shared, really_close: Callable[[], None]) -> None:
     """Close a shared descriptor, and the listener with the last one."""
     with _closing:
-        shared.adopt_duplicates()
+        with contextlib.suppress(OSError):  # it closes all the same; a duplicate that nobody has told of is not found
+            shared.adopt_duplicates()
         _shared.pop(shared.fd, None)
         really_close()
     _release(shared)  # after the close: what lies in the channel is the primary's now
@@ -228,6 +237,21 @@ def find_any(sock: socket.socket) -> Shared | None:
     return shared
 
 
+def _open_numbers() -> Iterable[int]:
+    """The descriptors that are open here; some may be closed by now.
+
+    Raises:
+      OSError: ENFILE, ENOMEM; never EMFILE.
+    """
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError as exception:
+        if exception.errno != errno.EMFILE:
+            raise
+        # All below the limit are in use. Above it there are some only if it has been lowered.
+        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
 def _identity_of(fd: int) -> tuple[int, int]:
     """What duplicates of one descriptor have in common."""
     status = os.fstat(fd)
@@ -256,23 +280,35 @@ def _quiet_descriptor() -> int:
     return _quiet[0].fileno()
 
 
-def _unwatch(fd: int) -> list[tuple[int, int]]:
-    """Take a descriptor out of every epoll of this process. Returns which those were, and what they waited for."""
+def _watches_of(fd: int, stack: contextlib.ExitStack) -> "list[tuple[select.epoll, int]]":
+    """The epolls of this process that watch a descriptor, and what they wait for there.
+
+    Args:
+      stack: closes them. They are duplicates.
+
+    Raises:
+      OSError: no descriptor is left.
+    """
     watches = []
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # closed meanwhile, or not watched there
-            if os.readlink(f"/proc/self/fd/{name}") != "anon_inode:[eventpoll]":
+    for number in _open_numbers():
+        try:
+            if os.readlink(f"/proc/self/fd/{number}") != "anon_inode:[eventpoll]":
                 continue
-            with open(f"/proc/self/fdinfo/{name}") as info:
+            with open(f"/proc/self/fdinfo/{number}") as info:
                 rows = [line.split() for line in info]  # see proc_pid_fdinfo(5)
-            with native.epoll.fromfd(os.dup(int(name))) as epoll:
-                epoll.unregister(fd)
-            watches += [(int(name), int(row[3], 16)) for row in rows if row[:2] == ["tfd:", str(fd)]]
+            for row in rows:
+                if row[:2] == ["tfd:", str(fd)]:
+                    watches.append((stack.enter_context(native.epoll.fromfd(os.dup(number))), int(row[3], 16)))
+        except OSError as exception:
+            if exception.errno in _SHORTAGES:
+                raise  # else it has been closed meanwhile
     return watches
 
 
-def _watch(fd: int, watches: list[tuple[int, int]]) -> None:
-    """Put a descriptor back into epolls."""
-    for number, events in watches:
-        with contextlib.suppress(OSError), native.epoll.fromfd(os.dup(number)) as epoll:  # closed meanwhile
-            epoll.register(fd, events)
+def _unwatch(fd: int, epoll: "select.epoll") -> bool:
+    """Take a descriptor out of an epoll. Returns whether it was there."""
+    try:
+        epoll.unregister(fd)
+    except OSError:
+        return False  # taken out meanwhile, or by another descriptor of the same epoll
+    return True

@@ -2,6 +2,7 @@
 
 import _socket
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -280,6 +281,11 @@ def wait_to_be_writable(name: str = "it") -> list[int]:
     return [events for _, events in epolls[name].poll(10)]
 
 
+def wakes_at_once(name: str = "it") -> bool:
+    """Whether a loop that waits on this would go on at once."""
+    return bool(epolls[name].poll(0))
+
+
 def send_udp(port: int, text: str, name: str = "it") -> None:
     listeners[name].sendto(text.encode(), ("127.0.0.1", port))
 
@@ -325,6 +331,12 @@ def drop() -> int:
     while connections:
         connections.pop().close()
     return count
+
+
+def drop_when_quiet() -> None:
+    """Close the connections that were kept once the worker ends, as servers do with idle ones."""
+    assert cluster._child is not None
+    cluster._child.when_quiet(drop)
 
 
 def serve(kind: str, where: int | str) -> None:
@@ -438,6 +450,35 @@ def lower_limit(spare: int) -> int:
 
 def set_limit(soft: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+spare_descriptors: list[int] = []
+
+
+def use_up_descriptors(spare: int = 0) -> None:
+    """Have every number below the limit in use but so many, as a program that leaks has."""
+    set_limit(max(map(int, os.listdir("/proc/self/fd"))) + 10)
+    with contextlib.suppress(OSError):
+        while True:
+            spare_descriptors.append(os.dup(0))
+    give_descriptors_back(spare)
+
+
+def give_descriptors_back(count: int) -> None:
+    for _ in range(count):
+        os.close(spare_descriptors.pop())
+
+
+def refuse_to_list(times: int) -> None:
+    """Be on a system that has no file left, so many times that a directory is listed."""
+    list_directory, left = os.listdir, iter(range(times))
+
+    def refuse(path: str) -> list[str]:
+        if next(left, None) is not None:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        return list_directory(path)
+
+    os.listdir = refuse  # type: ignore[assignment]
 
 
 def drop_rights() -> None:
