@@ -12,7 +12,7 @@ import pytest
 
 from harness import PATIENCE_S, free_port, is_stopped, wait_until
 from programs.udp_servers import UDP_SERVERS
-from puppets import Start, cpu_s, worker_in
+from puppets import Start, cpu_s, is_free, worker_in
 
 RR_AND_NONE = ["rr", "none"]
 # One that is lost in a busy machine's buffers is sent again.
@@ -29,17 +29,6 @@ def who_answers(port: int, host: str = "127.0.0.1") -> int:
             with contextlib.suppress(TimeoutError):
                 return worker_in(client.recv(100))
     raise TimeoutError
-
-
-def is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            return False
-    return True
 
 
 # ---- Servers

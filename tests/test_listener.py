@@ -235,6 +235,36 @@ def test_a_worker_that_waits_on_a_duplicate_of_its_listener_can_disconnect(
 
 
 @pytest.mark.parametrize("policy", RR_AND_NONE)
+@pytest.mark.parametrize("how", ["close_by_number", "detach_and_close"])
+def test_a_listener_that_is_closed_by_its_number_can_be_opened_again(start: Start, how: str, policy: str) -> None:
+    port = free_port()
+    cluster = start(workers=1, policy=policy)
+    for _ in range(3):
+        cluster.do(1, "listen", port=port)
+        with connect(port) as client:
+            cluster.do(1, "accept")
+            assert read_all(client) == b"worker 1"
+        cluster.do(1, how)
+
+
+@pytest.mark.parametrize("how", ["close_by_number", "detach_and_close"])
+def test_a_connection_with_the_number_of_a_closed_listener_may_finish(start: Start, how: str) -> None:
+    port = free_port()
+    cluster = start(workers=1)
+    cluster.do(1, "listen", name="closed", port=free_port())
+    cluster.do(1, "listen", port=port)
+    number = cluster.do(1, how, name="closed")
+    with connect(port) as client:
+        assert cluster.do(1, "accept_number") == number
+        cluster.do(0, "disconnect", worker=1)
+        for _ in range(2):  # before it gets the second one, it has tried to silence its listeners
+            cluster.do(1, "own_name")
+        cluster.do(1, "answer_number", number=number)
+        assert read_all(client) == b"worker 1"
+    assert cluster.wait_for_exit(1) == (0, None)
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
 @pytest.mark.parametrize("spare", [0, 2])
 def test_a_worker_without_descriptors_disconnects_once_it_has_some(start: Start, policy: str, spare: int) -> None:
     port = free_port()

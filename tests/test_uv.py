@@ -8,10 +8,10 @@ import subprocess
 
 import pytest
 
-from harness import PATIENCE_S, Program, Programs, connect, free_port, read_all, request
+from harness import PATIENCE_S, Program, Programs, connect, free_port, read_all, request, wait_until
 from load import connections
 from programs.servers import UVLOOP_SERVERS
-from puppets import Start, who_answers
+from puppets import Start, is_free, who_answers
 
 pytest.importorskip("uvloop", reason="uvloop is not installed")
 
@@ -106,6 +106,14 @@ def test_a_server_on_uvloop_starts_when_told_to_and_opens_again_after_it_was_clo
     assert program.wait_for("serving")["serves"] is True
     again = program.wait_for("again")
     assert request(again["port"], b"x\n")
+    stop(program)
+
+
+def test_a_datagram_endpoint_on_uvloop_opens_again_after_it_was_closed(cluster_program: Programs) -> None:
+    port = free_port()
+    program = cluster_program("uvloop_cases", "datagrams", port)
+    program.wait_for("closed")
+    assert wait_until(lambda: is_free(port)), "the primary holds it"
     stop(program)
 
 

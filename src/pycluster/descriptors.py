@@ -127,7 +127,7 @@ class Shared:
           OSError: no descriptor is left; nothing has been changed.
         """
         with _closing:
-            if self.silent or _shared.get(self.fd) is not self:
+            if self.silent or _shared.get(self.fd) is not self or _release_if_closed(self):
                 return
             with contextlib.ExitStack() as stack:
                 if self.is_datagram:
@@ -196,9 +196,7 @@ def open_connections() -> int:
 def close(shared: Shared, really_close: Callable[[], None]) -> None:
     """Close a shared descriptor, and the listener with the last one."""
     with _closing:
-        with contextlib.suppress(OSError):  # it closes all the same; a duplicate that nobody has told of is not found
-            shared.adopt_duplicates()
-        _shared.pop(shared.fd, None)
+        _take_out(shared)
         really_close()
     _release(shared)  # after the close: what lies in the channel is the primary's now
 
@@ -219,10 +217,15 @@ def abandon() -> None:
 def find(sock: socket.socket) -> Shared | None:
     """What is known to be shared under this socket's descriptor."""
     shared = _shared.get(sock.fileno())
-    if shared is not None and shared.owner is None and _identity_of(shared.fd) != shared.identity:
-        _forget(shared)  # closed by its number, which is another file's now
+    if shared is not None and shared.owner is None and _release_if_closed(shared):
         return None
     return shared
+
+
+def leave_open(shared: Shared) -> None:
+    """Its socket object lets go of the descriptor, which lives on. uvloop lets go of one that libuv has closed."""
+    shared.owner = None
+    _release_if_closed(shared)
 
 
 def find_any(sock: socket.socket) -> Shared | None:
@@ -264,6 +267,25 @@ def _forget(shared: Shared) -> None:
         del _shared[shared.fd]
         if primary is not None:
             primary.defer(lambda: _release(shared))  # the collector runs anywhere, where locks are held too
+
+
+def _take_out(shared: Shared) -> None:
+    """Take a descriptor out of the table, where its duplicates stay."""
+    with contextlib.suppress(OSError):  # it is closed all the same; a duplicate that nobody has told of is not found
+        shared.adopt_duplicates()
+    if _shared.get(shared.fd) is shared:
+        del _shared[shared.fd]
+
+
+def _release_if_closed(shared: Shared) -> bool:
+    """Whether it has been closed by its number, which may be another file's by now."""
+    with _closing:
+        with contextlib.suppress(OSError):
+            if _identity_of(shared.fd) == shared.identity:
+                return False
+        _take_out(shared)
+    _release(shared)  # at once: a bind to the same address may be what comes next
+    return True
 
 
 def _release(shared: Shared) -> None:

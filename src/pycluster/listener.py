@@ -407,7 +407,7 @@ def _real_close(self: socket.socket, _ss: Any = _socket.socket) -> None:
 
 def _detach(self: socket.socket) -> int:
     if shared := descriptors.find(self):
-        shared.owner = None  # the descriptor lives on, whatever becomes of this object
+        descriptors.leave_open(shared)
     return _plain_detach(self)
 
 

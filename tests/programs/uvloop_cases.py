@@ -83,6 +83,29 @@ async def later() -> None:
         await asyncio.Event().wait()
 
 
+class Closing(asyncio.DatagramProtocol):
+    """Tells when it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set_result(None)
+
+
+async def datagrams() -> None:
+    """An endpoint that is closed and opened again, with the same number and with another one."""
+    loop = asyncio.get_running_loop()
+    for takes_number in (False, True, False):
+        transport, protocol = await loop.create_datagram_endpoint(Closing, (HOST, int(sys.argv[2])))
+        transport.close()
+        await protocol.closed
+        if takes_number:
+            os.dup(0)
+    tell("closed")
+    await asyncio.Event().wait()
+
+
 async def no_descriptors() -> None:
     """Accept finds no descriptor; the loop is told, rests, and goes on when there is one."""
     loop = asyncio.get_running_loop()

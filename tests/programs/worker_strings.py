@@ -213,6 +213,21 @@ def forget(name: str = "it") -> None:
     del listeners[name]
 
 
+def close_by_number(name: str = "it") -> int:
+    """Close a socket as libraries in other languages do, and let go of it afterwards. Returns the number."""
+    number = listeners[name].fileno()
+    os.close(number)
+    listeners.pop(name).detach()
+    return number
+
+
+def detach_and_close(name: str = "it") -> int:
+    """Let go of a socket, and close it by its number, which this returns."""
+    number = listeners.pop(name).detach()
+    os.close(number)
+    return number
+
+
 def accept(
     name: str = "it", timeout: float | None = 10.0, keep: bool = False, reply: bool = True, as_it_is: bool = False
 ) -> Any:
@@ -317,6 +332,19 @@ def duplicate_connections() -> None:
         connections.append(socket.socket(fileno=os.dup(connection.fileno())))
         connections.remove(connection)
         connection.close()
+
+
+def accept_number(name: str = "it") -> int:
+    """Accept a connection as a number, which no socket of Python's is ever made of. Returns it."""
+    number, _ = listeners[name]._accept()  # type: ignore[attr-defined]
+    assert isinstance(number, int)
+    return number
+
+
+def answer_number(number: int) -> None:
+    """Say on such a connection who has it, and close it."""
+    os.write(number, own_name().encode())
+    os.close(number)
 
 
 def answer_kept() -> None:

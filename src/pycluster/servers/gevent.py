@@ -26,7 +26,7 @@ def share_ports(module: ModuleType, child: Child) -> None:
 
     def detach(self: Any) -> int:
         if shared := descriptors.find(self):
-            shared.owner = None
+            descriptors.leave_open(shared)
         fd: int = plain_detach(self)
         return fd
 
