@@ -85,7 +85,11 @@ class Calls:
             self._count += 1
             seq = self._count
             self._waiters[seq] = waiter
-        self._channel.send_control(protocol.encode(make(seq)), fd)
+        try:
+            self._channel.send_control(protocol.encode(make(seq)), fd)
+        except OSError:  # there is no descriptor for a duplicate of `fd`
+            self._give_up(seq)
+            raise
         if self._channel.closed:
             self._give_up(seq)
         self._wait(waiter.done)  # for the reply, or for the end of the channel

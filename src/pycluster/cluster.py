@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from . import _cluster, listener, takeover
 from .child import Child, exit_status
-from .counters import ClusterStats, make_counter, read_stats, rejoin
+from .counters import ClusterStats, make_counter, read_stats
 from .current import Process
 from .errors import NotPrimaryError, ReloadError
 from .events import Emitter, log_exception
@@ -430,8 +430,6 @@ class Cluster(Emitter):
         self.forget_listeners()
         self._has_region = True
         self._settings = settings
-        for counter in self._counters.values():
-            rejoin(counter, settings.max_counters)
         self._child = Child(worker_id, slot, index, channel, settings, self._report_exception)
         self.on_exit = self._child.on_exit
         return self._child

@@ -275,6 +275,8 @@ def _take_out(shared: Shared) -> None:
         shared.adopt_duplicates()
     if _shared.get(shared.fd) is shared:
         del _shared[shared.fd]
+    if shared.receiver is not None:
+        shared.receiver.close()
 
 
 def _release_if_closed(shared: Shared) -> bool:

@@ -31,10 +31,13 @@ def become_worker(told: "Start") -> NoReturn:
     """In a process that knows nothing yet: be the worker that is described, and run its script."""
     from pycluster import _cluster, native
     from pycluster.cluster import cluster
+    from pycluster.counters import rejoin
     from pycluster.settings import Settings
 
     settings = Settings().merged(told.settings)
     _cluster.attach_region(told.region, told.version, settings.max_workers, settings.max_counters)
+    for counter in cluster._counters.values():
+        rejoin(counter, settings.max_counters)
     os.set_inheritable(told.channel, False)
     cluster._policy = told.policy
     child = cluster._become_worker(told.id, told.slot, told.index, native.Socket(fileno=told.channel), settings)
