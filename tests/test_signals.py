@@ -105,7 +105,7 @@ def test_the_implicit_run_answers_signals_too(cluster_program: Programs) -> None
 
 @pytest.mark.parametrize("way", ["refuse", "stop"])
 def test_a_worker_that_hangs_is_killed_after_the_graceful_timeout(way: str, cluster_program: Programs) -> None:
-    program = cluster_program("stubborn", 0.3, way, "end later")
+    program = cluster_program("stubborn", 2, way, "end later")
     wait_for_refusal(program)
     program.send_signal(signal.SIGTERM)
     ended = program.finish()

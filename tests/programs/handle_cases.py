@@ -220,7 +220,8 @@ def killed(worker: Worker | None) -> None:
         worker.send(PADDING, theirs, keep_open=True, callback=lambda error: written.append(error is None))
     theirs.close()
     cluster.fork()
-    worker.kill(signal.SIGKILL)
+    # Not before the other one's script has said all that it says.
+    cluster.on("message", lambda other, message, handle: worker.kill(signal.SIGKILL))
 
     @cluster.on("exit")
     def on_exit(ended: Worker, code: int | None, number: int | None) -> None:
