@@ -273,10 +273,10 @@ def test_a_forked_worker_has_the_primarys_memory_and_the_users_descriptors_and_a
     assert program.finish().returncode == 0
 
 
-def test_fork_fails_where_the_directory_is_missing_and_leaves_nothing_behind(cluster_program: Programs) -> None:
+def test_fork_fails_where_no_interpreter_can_be_started_and_leaves_nothing_behind(cluster_program: Programs) -> None:
     program = cluster_program("failing_spawn")
     fact = program.wait_for("failed")
-    assert fact["errors"] == ["FileNotFoundError", "NotADirectoryError", "ClusterError"]
+    assert fact["errors"] == ["FileNotFoundError", "NotADirectoryError", "ClusterError", "ClusterError", "ClusterError"]
     assert fact["left"] == []
     assert fact["workers"] == []
     assert program.finish().facts[-1]["event"] == "exit"

@@ -35,7 +35,7 @@ from . import native, protocol
 from .errors import ClusterError
 from .loop import Loop
 from .settings import Settings
-from .start import interpreter_flags, start_interpreter
+from .start import interpreter_flags, search_path, start_interpreter
 
 if TYPE_CHECKING:
     from .stdio import WorkerStdio
@@ -164,7 +164,7 @@ class Forkserver:
             try:
                 _, pidfd = start_interpreter(
                     "template.py",
-                    protocol.Template(theirs.fileno(), sys.path, preload),
+                    protocol.Template(theirs.fileno(), search_path(), preload),
                     [told.script.path, *told.args],
                     settings,
                     env=os.environ,

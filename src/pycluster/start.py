@@ -91,10 +91,16 @@ def describe(
         version=version,
         script=script,
         args=args,
-        path=sys.path,
+        path=search_path(),
         settings={name: value for name, value in vars(settings).items() if name != "stdio"},
         policy=policy,
     )
+
+
+def search_path() -> list[str]:
+    """`sys.path` as import sees it: without what is no text."""
+    entries: list[object] = [*sys.path]
+    return [entry for entry in entries if isinstance(entry, str)]
 
 
 def start_interpreter(

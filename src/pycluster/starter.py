@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from . import _cluster, native
+from .errors import ClusterError
 from .forkserver import Forkserver
 from .loop import Loop
 from .protocol import Policy
@@ -71,7 +72,10 @@ class Starter:
         """
         script = find_script(settings.exec)
         args = list(settings.args) if settings.args is not None else sys.argv[1:]
-        stdio = WorkerStdio(settings.stdio, settings.silent)
+        try:
+            stdio = WorkerStdio(settings.stdio, settings.silent)
+        except ValueError as exception:
+            raise ClusterError(f"settings.stdio names a file that cannot be used: {exception}") from exception
         try:
             ours, theirs = native.socketpair()
         except OSError:
@@ -87,7 +91,15 @@ class Starter:
             else:
                 told = describe(worker_id, slot, index, theirs.fileno(), script, args, settings, policy)
                 start = spawn if method == "spawn" else self._forkserver.clone
-                pid, pidfd = start(told, env, settings, stdio)
+                try:
+                    pid, pidfd = start(told, env, settings, stdio)
+                except UnicodeEncodeError as exception:
+                    raise ClusterError(
+                        f"{exception.object!r} is not UTF-8, and cannot be told to a fresh interpreter: rename it, or "
+                        "use start_method='fork' and start the primary anew instead of reloading it"
+                    ) from exception
+                except (TypeError, ValueError) as exception:  # of Popen's, for what it is given
+                    raise ClusterError(f"an interpreter cannot be started: {exception}") from exception
         except BaseException:
             _cluster.release_slot(index)
             stdio.discard()

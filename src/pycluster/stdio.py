@@ -39,6 +39,7 @@ class WorkerStdio:
         """
         Raises:
           OSError: no descriptor is left; nothing stays open.
+          ValueError: a file of `stdio` has been closed; nothing stays open.
         """
         plan: list[Stdio] = list(stdio or ())
         if stdio is None and silent:
@@ -50,7 +51,7 @@ class WorkerStdio:
         try:
             for target, entry in enumerate(plan):
                 self._plan(target, entry)
-        except OSError:
+        except BaseException:
             self.discard()
             raise
 

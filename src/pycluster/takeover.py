@@ -38,7 +38,7 @@ from .rights import Rights
 from .script import Script, remember_main
 from .settings import Settings
 from .socketfile import Exported, SocketFile
-from .start import flush_standard_streams
+from .start import flush_standard_streams, search_path
 from .worker import LEAVING, Address, State, Worker
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
         opened.append(state)
         with open(state, "wb", closefd=False) as file:
             file.write(msgspec.msgpack.encode(handed))
-        told = msgspec.json.encode({"takeover": TAKEOVER_VERSION, "state": state, "path": sys.path})
+        told = msgspec.json.encode({"takeover": TAKEOVER_VERSION, "state": state, "path": search_path()})
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         arguments = [sys.executable, *flags, _BOOTSTRAP, script.path, *_ARGUMENTS]
         inherited = handed.descriptors()
