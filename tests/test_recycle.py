@@ -126,6 +126,24 @@ def test_a_successor_that_is_not_up_in_time_is_ended(start: Start) -> None:
     assert wait_until(lambda: report in cluster.program.stderr)
 
 
+def test_a_reload_waits_for_the_end_of_a_replacement_and_then_replaces_the_new_one(start: Start) -> None:
+    cluster = start(workers=1, max_connections_per_worker=1)
+    port = free_port()
+    cluster.serve("accept_loop", port, 1)
+    use_up(port, 1)
+    cluster.program.wait_for("ready", worker=2)
+    cluster.do(0, "reload")
+    cluster.do(0, "stats")  # a dispatch later
+    os.kill(cluster.pid(1), signal.SIGKILL)
+    cluster.wait_for_exit(1)
+    cluster.serve("accept_loop", port, 2)
+    cluster.program.wait_for("ready", worker=3)
+    cluster.serve("accept_loop", port, 3)
+    assert cluster.program.wait_for("reloaded")["error"] is None
+    assert cluster.wait_for_exit(2) == (0, None)
+    assert slots(cluster) == {"3": 0}
+
+
 @pytest.mark.parametrize("comes_up", [True, False])
 def test_a_successor_takes_the_place_of_an_old_one_that_crashes_meanwhile(start: Start, comes_up: bool) -> None:
     cluster = start(workers=1, max_connections_per_worker=1, respawn="on-failure")

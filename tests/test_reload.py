@@ -397,6 +397,28 @@ def test_a_version_that_never_listens_leaves_the_old_workers_serving_and_is_told
     service.end()
 
 
+def test_workers_that_listen_on_nothing_settle_side_by_side(cluster_program: Programs) -> None:
+    program = cluster_program("idlers", 8, 5)
+    program.wait_for_all(8, "online")
+    before = set(program.processes())
+    program.send_signal(signal.SIGUSR1)
+    assert wait_until(lambda: program.stderr or set(program.processes()) & before == {program.pid})
+    assert program.stderr == ""
+    program.send_signal(signal.SIGTERM)
+    program.finish()
+
+
+def test_a_script_whose_path_is_no_text_is_served_and_its_reload_says_so(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    directory = tmp_path / os.fsdecode(b"\xff")
+    directory.mkdir()
+    service = Service(cluster_program, directory, 1, start=[str(directory / "service.py")])
+    service.fails_to_reload("is not UTF-8")
+    assert ask(service.port) == (0, 0)
+    service.end()
+
+
 def test_old_workers_are_ended_gracefully_when_the_new_script_has_failed(
     cluster_program: Programs, tmp_path: pathlib.Path
 ) -> None:

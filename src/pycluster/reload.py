@@ -133,6 +133,8 @@ class Reload:
         """A worker's state has changed, or what it listens on."""
         if self._replacement is not None:
             self._replacement.changed(worker)
+        elif self._state == "replacing":
+            self._primary.defer(self._go_on)
         elif self._state == "succeeding":
             # One that ends with status 0 has done its work.
             if worker.state == "dead" and not (
@@ -183,14 +185,14 @@ class Reload:
             error = ReloadError(self._reason(self._fallen, missing))
             self._step("failed")
             self._finish(error, self._primary.stopping)
-        elif (
-            self._primary.running
-            and not missing
-            and all(addresses_of(new) or self._settling.has_settled(new) for new in news)
-        ):
+        elif self._primary.running and not missing and self._are_up(news):
             self._step("done")
             self._retire_inherited()
             self._finish(None)
+
+    def _are_up(self, news: list[Worker]) -> bool:
+        """Whether each listens, or has settled. Each is asked: its second begins with that."""
+        return not [new for new in news if not self._primary.addresses_of(new) and not self._settling.has_settled(new)]
 
     def _staying(self) -> list[Worker]:
         return [worker for worker in self._primary.workers.values() if worker.state not in LEAVING]
@@ -221,19 +223,25 @@ class Reload:
         self._olds.extend(worker for worker in staying if worker.id <= self._queued_last_id)
         self._replace_next()
 
+    def _go_on(self) -> None:
+        if self._state == "replacing" and self._replacement is None:
+            self._replace_next()
+
     def _replace_next(self) -> None:
-        while self._olds and self._olds[0].state in LEAVING:
-            self._olds.popleft()
+        self._olds = deque(old for old in self._olds if old.state not in LEAVING)
         if not self._olds:
             self._step("none left")
             if self._staying():
                 self._retire_inherited()
             self._finish(None)
             return
+        # Recycling may be about to replace one, or to put one in its place: that comes to its end before.
+        old = next((old for old in self._olds if old._inherited or not old._covered), None)
+        if old is None:
+            return
+        self._olds.remove(old)
         try:
-            self._replacement = Replacement(
-                self._primary, self._olds.popleft(), self._timeout_s, self._on_over, is_trial=self._renewing
-            )
+            self._replacement = Replacement(self._primary, old, self._timeout_s, self._on_over, is_trial=self._renewing)
         except (OSError, ClusterError) as exception:
             self._step("failed")
             self._finish(ReloadError(f"a new worker cannot be started: {exception}; the workers that ran go on"))

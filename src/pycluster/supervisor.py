@@ -101,6 +101,8 @@ class Supervisor:
         if self._reloads < 2:
             self._reloads += 1
             cluster.reload(callback=self._on_reloaded)
+        else:
+            cluster.reload(callback=lambda error: None)  # the one that follows is for those forked since, too
         self._respawner.fill()  # after it was asked for, so that these are not replaced
 
     def _on_reloaded(self, error: ReloadError | None) -> None:
