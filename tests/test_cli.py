@@ -532,6 +532,28 @@ class KeepAlive(threading.Thread):
         return response.read()
 
 
+def test_the_last_of_several_reloads_leaves_no_worker_that_is_older(command: Start, tmp_path: pathlib.Path) -> None:
+    port = free_port()
+    program = command("serve", "-w", 2, "--start-method", "spawn", "--port", port, "programs.web_apps:wsgi")
+    wait_for(program, "listening", 2)
+    with contextlib.ExitStack() as clients:
+        ends: dict[int, pathlib.Path] = {}
+        for count in (1, 2):  # each old worker is to finish a request first
+            client = clients.enter_context(connect(port))
+            end = tmp_path / str(count)
+            client.sendall(b"GET /wait?%s HTTP/1.1\r\nHost: a\r\n\r\n" % bytes(end))
+            ends[program.wait_for_all(count, "busy")[-1]["worker"]] = end
+        program.send_signal(signal.SIGHUP)
+        for count in (1, 2):
+            wait_for(program, "listening", worker=2 + count)  # in the place of the one that finishes
+            program.send_signal(signal.SIGHUP)
+            wait_for(program, "reloading", 1 + count)
+            ends[count].touch()
+    wait_for(program, "reloaded", 2)
+    assert {fact["worker"] for fact in logged(program, "stopped")} == {1, 2, 3, 4}
+    ends_well(program, 6)
+
+
 @pytest.mark.parametrize("app", ["asgi", "wsgi"])
 def test_reloads_fail_no_request_on_connections_that_are_kept(command: Start, app: str) -> None:
     port = free_port()
