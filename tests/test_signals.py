@@ -180,6 +180,24 @@ def test_a_worker_has_none_of_the_primarys_signal_handlers(cluster_program: Prog
     assert in_worker["term"] is True
 
 
+@pytest.mark.parametrize("where", ["handler", "thread"])
+@pytest.mark.parametrize("way", ["run", "serve"])
+def test_a_process_that_the_primary_forks_on_its_own_has_the_previous_signal_handlers(
+    way: str, where: str, cluster_program: Programs
+) -> None:
+    """From its first moment on: one that is terminated as soon as it has been started ends."""
+    program = cluster_program("own_children", way, where)
+    terminated = program.wait_for("terminated")
+    assert set(terminated["codes"]) == {-signal.SIGTERM}
+    assert terminated["mask"] == []
+    facts = program.finish().facts
+    [child] = [fact for fact in facts if fact["event"] == "child"]
+    assert (child["written"], child["mask"]) == (0, [])
+    assert [fact["pid"] for fact in facts if fact["event"] == "own"] == [child["pid"]]
+    [exit] = [fact for fact in facts if fact["event"] == "exit"]
+    assert (exit["code"], exit["asked"]) == (0, True), "the primary answers signals as before"
+
+
 # ---- Ctrl-C
 
 

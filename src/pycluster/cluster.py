@@ -23,7 +23,7 @@ from .reload import Reload
 from .respawn import NEVER_UP
 from .script import find_script
 from .settings import Settings
-from .signals import handling
+from .signals import handling, hold_back, let_in
 from .start import flush_standard_streams
 from .stdio import fill_standard_descriptors
 from .worker import Address, Worker
@@ -408,6 +408,8 @@ class Cluster(Emitter):
                 after_in_parent=_cluster.unlock_balancer,
                 after_in_child=self._abandon_primary,
             )
+            # Outside of the lock, as hooks before a fork run in reverse: a signal handler may run in the middle of it.
+            os.register_at_fork(before=hold_back, after_in_parent=let_in, after_in_child=let_in)
         return self._primary
 
     def _need_region(self) -> None:

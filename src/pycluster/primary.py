@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from . import _cluster, native, protocol
+from . import _cluster, native, protocol, signals
 from .channel import CONTROL, Channel, close_handle
 from .errors import ChannelClosedError, ClusterError, ProtocolError
 from .handles import Handle
@@ -26,7 +26,7 @@ from .recycle import Recycler
 from .requests import Requests
 from .respawn import Respawner
 from .settings import Settings
-from .signals import as_signal, leave_wakeup
+from .signals import as_signal
 from .starter import Started, Starter
 from .stdio import fill_standard_descriptors
 from .watch import Progress, Watcher
@@ -187,7 +187,7 @@ class Primary:
         But for the balancer's, see `_cluster.abandon_balancer`.
         """
         _cluster.close_region_descriptor()
-        leave_wakeup(self._loop.wakeup_fd)
+        signals.abandon(self._loop.wakeup_fd)
         self._starter.abandon()
         self._loop.close()
         for member in self._members.values():
