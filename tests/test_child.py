@@ -31,6 +31,18 @@ def test_a_temporary_directory_is_deleted_by_the_process_that_made_it(way: str, 
     assert over["there"] is True
 
 
+@pytest.mark.parametrize(
+    ("way", "how"), [("hook", "raises"), ("hook", "starts badly"), ("stderr", "raises"), ("stderr", "exits")]
+)
+def test_a_worker_that_cannot_say_how_it_ends_ends_nevertheless(way: str, how: str, cluster_program: Programs) -> None:
+    """What is raised meanwhile does not unwind into the primary's script, of which it is a copy."""
+    ended = cluster_program("ends_unsaid", way, how).finish()
+    assert only(ended.facts, "exit")["code"] == 1
+    assert not [fact for fact in ended.facts if fact["event"] == "unwound"]
+    assert only(ended.facts, "over")["primary"] is True
+    assert ended.returncode == 0
+
+
 def test_a_worker_waits_for_its_threads_when_its_script_has_ended(cluster_program: Programs) -> None:
     facts = cluster_program("exits", "thread").finish().facts
     events = [fact["event"] for fact in facts]

@@ -124,6 +124,10 @@ class Child:
             status = self._run_script(script, args)
         except SystemExit as exception:
             status = exit_status(exception)  # the end signal came while the script was ending by itself
+        except BaseException:
+            # What tells of the script's end failed, the user's excepthook perhaps. Where the primary has forked this
+            # process, whatever goes through here would unwind into the primary's own script.
+            status = 1
         self._leave(status)
 
     def _run_script(self, script: Script, args: list[str]) -> int:
@@ -477,5 +481,6 @@ def exit_status(exception: SystemExit) -> int:
         return 0
     if isinstance(exception.code, int):
         return exception.code & 0xFF
-    print(exception.code, file=sys.stderr)
+    with contextlib.suppress(Exception):  # as the interpreter, which has its status whether that is read or not
+        print(exception.code, file=sys.stderr)
     return 1

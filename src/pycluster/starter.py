@@ -129,8 +129,10 @@ class Starter:
             prepare_copy(env, settings, stdio)
             child.start()
         except BaseException:
-            sys.excepthook(*sys.exc_info())
-            os._exit(1)
+            try:
+                sys.excepthook(*sys.exc_info())
+            finally:
+                os._exit(1)  # whatever the user's hook raises: it would unwind into the primary's script
         return child
 
     def discard_template(self) -> None:
