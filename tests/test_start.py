@@ -264,6 +264,16 @@ def test_a_spawned_workers_interpreter_has_the_primarys_own_flags_by_default(clu
     program.finish()
 
 
+@pytest.mark.parametrize(("used", "count"), [("counter", 12), ("workers", 13)])
+def test_a_primary_may_daemonize_after_its_first_use_of_the_library(
+    used: str, count: int, method: str, cluster_program: Programs
+) -> None:
+    facts = cluster_program("daemonized", method, used).finish().facts
+    assert only(facts, "over")["x"] == count
+    assert [fact["code"] for fact in facts if fact["event"] == "exit"] == [0, 0]
+    assert [fact["regions"] for fact in facts if fact["event"] == "worker"] == [[]] * (count - 10)
+
+
 def test_a_forked_worker_has_the_primarys_memory_and_the_users_descriptors_and_a_spawned_one_neither(
     cluster_program: Programs, method: str
 ) -> None:

@@ -430,6 +430,7 @@ class Cluster(Emitter):
     ) -> Child:
         """In a new worker, which owns its end of the control channel from now on."""
         self.forget_listeners()
+        _cluster.close_region_descriptor()  # a forked one's; others have mapped the region and closed it
         self._has_region = True
         self._settings = settings
         self._child = Child(worker_id, slot, index, channel, settings, self._report_exception)

@@ -184,9 +184,9 @@ class Primary:
     def abandon(self) -> None:
         """In a forked child, worker or not: close the copies of all that the library has opened here.
 
-        But for the balancer's, see `_cluster.abandon_balancer`.
+        But for the balancer's, see `_cluster.abandon_balancer`, and the shared region's, which only a worker has no use
+        for: a process that daemonizes goes on as the primary.
         """
-        _cluster.close_region_descriptor()
         signals.abandon(self._loop.wakeup_fd)
         self._starter.abandon()
         self._loop.close()
