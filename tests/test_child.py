@@ -31,6 +31,11 @@ def test_a_temporary_directory_is_deleted_by_the_process_that_made_it(way: str, 
     assert over["there"] is True
 
 
+def test_what_only_the_primarys_main_module_keeps_is_not_finalized_by_a_worker(cluster_program: Programs) -> None:
+    facts = cluster_program("kept_by_module").finish().facts
+    assert [(fact["worker"], fact["there"]) for fact in facts] == [(1, True), (2, True)]
+
+
 @pytest.mark.parametrize(
     ("way", "how"), [("hook", "raises"), ("hook", "starts badly"), ("stderr", "raises"), ("stderr", "exits")]
 )

@@ -39,9 +39,13 @@ class Script(msgspec.Struct, frozen=True):
             runpy.run_path(self.path, run_name="__main__")
 
     def _run_file(self) -> None:
+        global _replaced
         main = ModuleType("__main__")
         main.__file__ = self.path
         main.__dict__["__builtins__"] = __builtins__
+        # In a copy of a primary whose script has ended, nothing else may refer to it: what it has would be finalized
+        # here, the primary's temporary directories too.
+        _replaced = sys.modules.get("__main__")
         # The module must stay after the script has ended, for threads and atexit functions that use its globals.
         sys.modules["__main__"] = main
         if "__mp_main__" in sys.modules:  # multiprocessing's other name for it, under which its children pickle
@@ -66,6 +70,9 @@ class Script(msgspec.Struct, frozen=True):
                 _compiled = source, compile(file.read(), self.path, "exec")
             return _compiled[1]
 
+
+# The module in whose place the worker's has come.
+_replaced: ModuleType | None = None
 
 # What was compiled last, and of which file.
 _compiled: tuple[tuple[str, int, int, int, int], CodeType] | None = None
