@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import PROGRAMS, Fact, Program, Programs, connect, free_port, privileged_port, read_all, wait_until
+from harness import GONE_S, PROGRAMS, Fact, Program, Programs, connect, free_port, privileged_port, read_all, wait_until
 from puppets import Start, who_answers
 
 METHODS = ["fork", "spawn", "forkserver"]
@@ -261,6 +261,22 @@ def test_a_spawned_workers_interpreter_has_the_primarys_own_flags_by_default(clu
     program = cluster_program("settings_shown", settings, "{}", options=["-O", "-b", "-W", "error"])
     shown = program.wait_for("shown")
     assert (shown["optimize"], shown["warnings"][0], shown["bytes"]) == (1, "error", 1)
+    program.finish()
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_process_that_another_thread_forks_meanwhile_keeps_no_worker_alive(
+    method: str, cluster_program: Programs
+) -> None:
+    program = cluster_program("forks_while_starting", method)
+    sleeper = program.wait_for("sleeper")
+    try:
+        assert sleeper["held"] == []
+        program.wait_for("started")
+        program.send_signal(signal.SIGKILL)
+        assert wait_until(lambda: set(program.processes()) <= {sleeper["sleeper"]}, GONE_S), program
+    finally:
+        os.kill(sleeper["sleeper"], signal.SIGKILL)
     program.finish()
 
 

@@ -71,6 +71,8 @@ class Forkserver:
         """`loop`: where the template's end is seen."""
         self._loop = loop
         self._template: _Template | None = None
+        # The ends of the next one's socket while it starts, which takes as long as its imports.
+        self._starting: list[socket.socket] = []
 
     def clone(
         self, told: protocol.Start, env: Mapping[str, str] | None, settings: Settings, stdio: "WorkerStdio"
@@ -138,6 +140,9 @@ class Forkserver:
 
     def abandon(self) -> None:
         """In a forked child: close the copies of what is open here."""
+        for end in self._starting:
+            end.close()
+        self._starting.clear()
         if self._template is not None:
             self._template.socket.close()
             native.close(self._template.pidfd)
@@ -153,13 +158,17 @@ class Forkserver:
         if self._template is not None and (self._template.made_of != made_of or _has_ended(self._template.pidfd)):
             self.discard()
         if self._template is None:
-            self._template = self._start(told, settings, preload, made_of)
+            try:
+                self._template = self._start(told, settings, preload, made_of)
+            finally:
+                self._starting.clear()
         return self._template
 
     def _start(self, told: protocol.Start, settings: Settings, preload: list[str], made_of: object) -> _Template:
         import subprocess  # only here: see start_interpreter
 
         ours, theirs = native.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._starting += [ours, theirs]
         with theirs:
             try:
                 _, pidfd = start_interpreter(

@@ -44,6 +44,26 @@ class Started:
     rights: Rights | None
 
 
+@dataclass(eq=False)
+class _Start:
+    """What is open for a worker while it is being started.
+
+    Attributes:
+      copying: the thread that copies this process for it: that copy is to have all of it.
+    """
+
+    ours: socket.socket
+    theirs: socket.socket
+    stdio: WorkerStdio
+    copying: int | None = None
+
+    def abandon(self) -> None:
+        """In a forked child that is not this worker: close the copies."""
+        self.stdio.discard()
+        self.ours.close()
+        self.theirs.close()
+
+
 class Starter:
     """Starts the processes of workers. Owns the template, if there is one."""
 
@@ -55,6 +75,8 @@ class Starter:
         """
         self._become_worker = become_worker
         self._forkserver = Forkserver(loop)
+        # Other threads may fork meanwhile, and what their children kept open would not end with this process.
+        self._starts: set[_Start] = set()
 
     def start(
         self,
@@ -82,11 +104,14 @@ class Starter:
             stdio.discard()
             raise
         index = _cluster.acquire_slot(worker_id, slot)
+        begun = _Start(ours, theirs, stdio)
+        self._starts.add(begun)
         try:
             if method == "fork":
                 flush_standard_streams()
                 preload()
                 script.compile_ahead()
+                begun.copying = native.get_ident()
                 pid, pidfd = _cluster.fork()
             else:
                 told = describe(worker_id, slot, index, theirs.fileno(), script, args, settings, policy)
@@ -101,6 +126,7 @@ class Starter:
                 except (TypeError, ValueError) as exception:  # of Popen's, for what it is given
                     raise ClusterError(f"an interpreter cannot be started: {exception}") from exception
         except BaseException:
+            self._starts.discard(begun)  # before it is closed: a child must not close numbers that are free by then
             _cluster.release_slot(index)
             stdio.discard()
             ours.close()
@@ -108,6 +134,7 @@ class Starter:
             raise
         if pid == 0:
             self._start_copy(worker_id, slot, index, theirs, ours, env, settings, stdio).run(script, args)
+        self._starts.discard(begun)
         theirs.close()
         return Started(pid, pidfd, index, ours, stdio, rights_of(settings))
 
@@ -142,3 +169,7 @@ class Starter:
     def abandon(self) -> None:
         """In a forked child: close the copies of what is open here."""
         self._forkserver.abandon()
+        for begun in self._starts:
+            if begun.copying != native.get_ident():
+                begun.abandon()
+        self._starts.clear()

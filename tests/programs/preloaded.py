@@ -10,6 +10,10 @@ from pycluster import cluster
 
 PID = os.getpid()
 
+if fifo := os.environ.get("PRELOADED_FIFO"):
+    with open(fifo, "rb") as file:
+        file.read()  # until whoever has opened it has closed it
+
 match os.environ.get("PRELOADED"):
     case "raise":
         raise LookupError("of all things")
