@@ -277,6 +277,26 @@ def test_after_a_crash_the_port_stays_open_and_the_next_worker_gets_what_waits(s
         assert client.recv(100) == b"worker 2"
 
 
+def test_a_worker_shuts_a_socket_down_for_itself_alone(start: Start) -> None:
+    cluster = start()
+    port = free_port()
+    for worker in (1, 2):
+        cluster.do(worker, "bind_udp", port=port)
+    cluster.do(1, "set_timeout", timeout=0)
+    for how in (socket.SHUT_WR, socket.SHUT_RDWR):
+        with pytest.raises(OSError, match="not connected"):
+            cluster.do(1, "shut_down", how=how)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE_S)
+            client.connect(("127.0.0.1", port))
+            client.send(b"waits")
+            assert blocks(lambda: cluster.do(1, "receive", peek=True)) == (how == socket.SHUT_RDWR)
+            assert cluster.do(2, "receive") == "waits"
+            assert client.recv(100) == b"worker 2"
+    cluster.do(2, "close")
+    assert wait_until(lambda: is_free(port))
+
+
 def test_a_disconnected_workers_socket_is_quiet_and_can_still_send(start: Start) -> None:
     cluster = start()
     port, other = free_port(), free_port()

@@ -344,6 +344,76 @@ def test_a_connection_that_the_library_has_lost_sight_of_may_finish(start: Start
         assert cluster.wait_for_exit(1) == (0, None)
 
 
+# ---- shutdown
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+@pytest.mark.parametrize("name", ["it", "copy"])
+def test_a_worker_shuts_a_listener_down_for_itself_alone(start: Start, name: str, policy: str) -> None:
+    cluster = start(policy=policy)
+    port = free_port()
+    for worker in (1, 2):
+        cluster.do(worker, "listen", port=port)
+    cluster.do(1, "duplicate", how="fileno")
+    cluster.do(1, "watch_with_epoll")
+    with connect(port) as first, connect(port) as second:  # under SCHED_RR one of them lies in the channel of each
+        cluster.do(1, "shut_down", name=name)
+        for either in ("it", "copy"):
+            with pytest.raises(OSError, match="Invalid argument"):
+                cluster.do(1, "accept", name=either)
+        for _ in range(2):
+            cluster.do(2, "accept")
+        assert [read_all(client) for client in (first, second)] == [b"worker 2"] * 2
+    with connect(port) as client:
+        # As a plain listener, a channel is readable then; the other worker's socket is no matter of this one's.
+        assert cluster.do(1, "wakes_at_once") == (policy == "rr")
+        cluster.do(2, "accept")
+        assert read_all(client) == b"worker 2"
+    cluster.do(2, "shut_down")
+    assert wait_until(lambda: refuses(lambda: connect(port).close()))
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_who_waits_for_connections_hears_of_the_shutdown(start: Start, policy: str) -> None:
+    cluster = start(workers=1, policy=policy)
+    cluster.do(1, "listen", port=free_port())
+    cluster.do(1, "shut_down_while_accepting")
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_a_listener_that_was_shut_down_can_be_opened_again(start: Start, policy: str) -> None:
+    cluster = start(policy=policy)
+    port = free_port()
+    cluster.do(2, "listen", port=port)
+    for number in range(3):
+        cluster.do(1, "listen", name=f"{number}", port=port)
+        cluster.do(1, "shut_down", name=f"{number}")
+    cluster.do(1, "listen", port=port)
+    cluster.do(1, "close", name="0")
+    cluster.do(2, "close")
+    with connect(port) as client:
+        cluster.do(1, "accept")
+        assert read_all(client) == b"worker 1"
+    cluster.do(1, "close")  # though two that were shut down are still open
+    assert wait_until(lambda: refuses(lambda: connect(port).close()))
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_a_shutdown_without_effect_on_a_plain_listener_has_none_on_a_shared_one(start: Start, policy: str) -> None:
+    cluster = start(workers=1, policy=policy)
+    port = free_port()
+    cluster.do(1, "listen", port=port, only_bind=True)
+    with pytest.raises(OSError, match="not connected"):
+        cluster.do(1, "shut_down")
+    cluster.do(1, "start_listening")
+    cluster.do(1, "shut_down", how=socket.SHUT_WR)
+    with pytest.raises(OSError, match="Invalid argument"):
+        cluster.do(1, "shut_down", how=3)
+    with connect(port) as client:
+        cluster.do(1, "accept")
+        assert read_all(client) == b"worker 1"
+
+
 # ---- cluster.listen
 
 

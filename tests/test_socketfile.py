@@ -441,6 +441,14 @@ def test_a_process_that_the_primary_forks_on_its_own_keeps_no_listener_open(
 
 @pytest.mark.skipif(shutil.which("ss") is None, reason="ss (iproute2) tells the backlog")
 @pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_a_worker_shuts_a_listener_down_for_itself_alone(start: Start, path: str, policy: str) -> None:
+    cluster = start(policy=policy)
+    listen_both(cluster, path)
+    cluster.do(1, "shut_down")
+    assert [who_answers_at(path) for _ in range(4)] == [2] * 4
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
 def test_the_largest_backlog_that_was_asked_for_is_in_force(start: Start, path: str, policy: str) -> None:
     cluster = start(workers=3, policy=policy)
     seen = []

@@ -63,6 +63,7 @@ class Shared:
         self.cell: int | None = None
         self.receiver: _cluster.Receiver | None = None
         self.silent = False
+        self.shut = False  # shut down here: accept fails
         # Descriptors of the same socket that are none of ours: those that a worker has inherited from the user.
         self.strangers: frozenset[int] = frozenset()
         # None: the descriptor lives on without a socket object of Python's that would tell of its end.
@@ -85,7 +86,7 @@ class Shared:
     def adopt(self, fd: int, owner: socket.socket | None) -> "Shared":
         """Share a duplicate of this descriptor, too."""
         twin = _shared[fd] = Shared(fd, self.key, self.address, self.family, self.kind, owner)
-        twin.listening = self.listening
+        twin.listening, twin.shut = self.listening, self.shut
         twin.cell = self.cell
         if self.cell is not None:
             twin.receiver = _cluster.Receiver(fd, self.cell)
@@ -148,7 +149,8 @@ class Shared:
                         epoll.register(self.fd, events)
             self.identity = _identity_of(self.fd)
             if self.receiver is None and not self.is_datagram:
-                self.receiver = _cluster.Receiver(self.fd, 0)  # accept waits there as on a channel where nothing comes
+                # Accept waits there as on a channel where nothing comes, or on none.
+                self.receiver = _cluster.Receiver(-1 if self.shut else self.fd, 0)
 
 
 _shared: dict[int, Shared] = {}
@@ -199,6 +201,35 @@ def close(shared: Shared, really_close: Callable[[], None]) -> None:
         _take_out(shared)
         really_close()
     _release(shared)  # after the close: what lies in the channel is the primary's now
+
+
+def shut(shared: Shared, shut_channel: Callable[[], None]) -> None:
+    """Take no more from a listener, or a datagram socket, by any of its duplicates: it is left to the other workers.
+
+    Threads that wait in accept hear of it: of a channel's end at once, of a shared socket's silence within a second.
+
+    Args:
+      shut_channel: under SCHED_RR, which stays readable then, as a plain listener does. poll(2) would go on with the
+        file that is put in its place, so that nobody would wake up.
+
+    Raises:
+      OSError: no descriptor is left for the silence.
+    """
+    with _closing:
+        key = shared.key
+        twins = [twin for twin in shared_sockets() if twin is shared or (twin.key == key and key)]
+        for twin in twins:
+            twin.shut = True
+            if twin.receiver is None:
+                twin.silence()
+            else:
+                twin.receiver.close()
+        for twin in twins:
+            twin.key = 0  # the worker may join the same listener again before it closes this
+        if shared.cell is not None and not shared.silent:
+            shut_channel()
+    if primary is not None and key:
+        primary.release(key)
 
 
 def abandon() -> None:

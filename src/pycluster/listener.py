@@ -176,6 +176,7 @@ def replace_methods(socket_class: type[_socket.socket]) -> None:
         ("timeout", property(_gettimeout)),
         ("settimeout", _settimeout),
         ("setblocking", _setblocking),
+        ("shutdown", _shutdown),
         ("_real_close", _real_close),
         ("detach", _detach),
         ("dup", _dup),
@@ -195,6 +196,7 @@ _plain_kind: Callable[[socket.socket], int] = _socket.socket.type.__get__
 _plain_getpeername = native.Socket.getpeername
 _plain_getsockname = native.Socket.getsockname
 _plain_getsockopt: Any = native.Socket.getsockopt
+_plain_shutdown = native.Socket.shutdown
 _plain_real_close = native.Socket._real_close  # type: ignore[attr-defined]
 _plain_detach = native.Socket.detach
 _plain_dup = native.Socket.dup
@@ -307,6 +309,16 @@ def _accept(self: socket.socket) -> tuple[int, Any]:
     shared = descriptors.find_any(self)
     if shared is None or shared.is_datagram:
         return _plain_accept(self)  # type: ignore[no-any-return]
+    try:
+        if not shared.shut:
+            return _accept_shared(self, shared)
+    except OSError:
+        if not shared.shut:
+            raise
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as accept(2) says when its listener is shut down
+
+
+def _accept_shared(self: socket.socket, shared: descriptors.Shared) -> tuple[int, Any]:
     if shared.receiver is not None:
         return shared.receiver.accept(self.gettimeout())
     if not shared.listening:
@@ -395,6 +407,18 @@ def _getsockopt(self: socket.socket, level: int, option: int, *rest: int) -> Any
             return int(self.family)
         return self.proto or (0 if self.family == socket.AF_UNIX else socket.IPPROTO_TCP)
     return _plain_getsockopt(self, level, option, *rest)
+
+
+def _shutdown(self: socket.socket, how: int, /) -> None:
+    """Shut down for this worker alone: shutdown(2) would end the listener of all that have a duplicate of it."""
+    shared = descriptors.find_any(self)
+    if shared is None or how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+        return _plain_shutdown(self, how)
+    if shared.listening and how != socket.SHUT_WR:
+        descriptors.shut(shared, lambda: _plain_shutdown(self, socket.SHUT_RDWR))
+    if shared.is_datagram or not (shared.listening or shared.family == socket.AF_UNIX):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))  # as shutdown(2) says, whatever it has done
+    return None
 
 
 def _real_close(self: socket.socket, _ss: Any = _socket.socket) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
 import resource
 import select
 import signal
@@ -164,6 +165,31 @@ def start_listening(name: str = "it", backlog: int = 16) -> dict[str, Any]:
 
 def close(name: str = "it") -> None:
     listeners.pop(name).close()
+
+
+def shut_down(name: str = "it", how: int = socket.SHUT_RDWR) -> None:
+    listeners[name].shutdown(how)
+
+
+def shut_down_while_accepting(name: str = "it") -> None:
+    """Let a thread wait for a connection, and shut its listener down."""
+    sock = listeners[name]
+    ended = threading.Event()
+
+    def wait_for_one() -> None:
+        try:
+            sock.accept()
+        except OSError as exception:
+            if exception.errno == errno.EINVAL:
+                ended.set()
+
+    thread = threading.Thread(target=wait_for_one, daemon=True)
+    thread.start()
+    polls = ("7", "73")  # x86-64's poll, arm64's ppoll
+    while pathlib.Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()[0] not in polls:
+        time.sleep(0.001)
+    sock.shutdown(socket.SHUT_RDWR)
+    assert ended.wait(10)
 
 
 def duplicate(name: str = "it", new: str = "copy", how: str = "dup") -> dict[str, Any]:
