@@ -10,6 +10,7 @@ import socket
 import subprocess
 from typing import Any
 
+import msgspec
 import pytest
 
 from harness import Programs, connect, free_port, is_stopped, read_all, wait_until
@@ -503,7 +504,8 @@ def test_a_worker_that_asks_for_something_before_it_is_online_loses_its_channel(
 def test_a_frame_of_control_is_what_a_worker_says_or_a_protocol_error() -> None:
     nest = b"\x82\xa4type\xa6Online\xa1x" + b"\x91" * 20000 + b"\xc0"
     no_text = protocol.encode(bind(["127.0.0.1", 50999])).replace(b"127", b"\xff\xff\xff")
-    for payload in (b"", b"\xc1", nest, no_text, protocol.encode(protocol.Disconnect())):
+    no_umasks = [protocol.encode(msgspec.structs.replace(bind(b"/x"), umask=umask)) for umask in (-1, 0o1000, "0")]
+    for payload in (b"", b"\xc1", nest, no_text, protocol.encode(protocol.Disconnect()), *no_umasks):
         with pytest.raises(ProtocolError):
             protocol.decode_from_worker(payload)
 

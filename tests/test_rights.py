@@ -4,6 +4,7 @@ import errno
 import os
 import pathlib
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -73,6 +74,16 @@ def test_workers_share_a_path_where_their_user_may_make_one_and_the_file_is_thei
     assert who_answers_at(str(path)) == 2
     cluster.do(2, "close")
     assert wait_until(lambda: not os.listdir(workers))
+
+
+@pytest.mark.parametrize("umask", [0o007, 0o177, 0])
+def test_the_file_of_workers_with_a_user_has_the_mode_that_their_umask_gives_it(
+    limited: Callable[..., Puppets], workers: pathlib.Path, umask: int
+) -> None:
+    cluster = limited()
+    cluster.do(1, "listen", path=str(workers / "socket"), umask=umask)
+    status = (workers / "socket").lstat()
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (WORKER, 0o777 & ~umask)
 
 
 @pytest.mark.parametrize("groups", [(WORKER, 0o770), (0, 0o770)], ids=["the worker's", "root's"])

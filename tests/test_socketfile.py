@@ -308,6 +308,24 @@ def test_what_a_killed_primary_has_left_is_in_nobodys_way(
         assert wait_until(lambda: is_closed(path))
 
 
+@pytest.mark.parametrize("primarys", [0o022, 0o077, 0])
+@pytest.mark.parametrize("how", ["socket", "cluster"])
+def test_a_file_has_the_mode_that_its_workers_umask_gives_it(
+    start: Start, directory: pathlib.Path, how: str, primarys: int
+) -> None:
+    cluster = start(workers=1)
+    cluster.do(0, "set_umask", umask=primarys)
+    shared, plain = directory / "shared", directory / "plain"
+    for umask in (0o007, 0o177, 0o022, 0o077, 0):
+        cluster.do(1, "listen", name="shared", path=str(shared), how=how, umask=umask)
+        cluster.do(1, "listen", name="plain", path=str(plain), how="exclusive", umask=umask)
+        assert shared.stat().st_mode == plain.stat().st_mode, oct(umask)
+        for name in ("shared", "plain"):
+            cluster.do(1, "close", name=name)
+        plain.unlink()
+        assert wait_until(lambda: not os.listdir(directory))
+
+
 # ---- A stale file
 
 

@@ -48,10 +48,10 @@ class Calls:
     # Listener's Primary
 
     def bind(
-        self, family: int, kind: int, address: Any, fd: int, *, index: int | None, over_stale: bool
+        self, family: int, kind: int, address: Any, fd: int, *, index: int | None, over_stale: bool, umask: int | None
     ) -> descriptors.Bound:
         reply, shared = self._request(
-            lambda seq: protocol.Bind(seq, family, kind, address, index=index, over_stale=over_stale), fd
+            lambda seq: protocol.Bind(seq, family, kind, address, index=index, over_stale=over_stale, umask=umask), fd
         )
         return self._bound(reply, shared, kind == socket.SOCK_DGRAM)
 

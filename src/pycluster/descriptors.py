@@ -38,7 +38,9 @@ class Bound(NamedTuple):
 class Primary(Protocol):
     """What this room asks of the primary; `Calls` does the asking."""
 
-    def bind(self, family: int, kind: int, address: Any, fd: int, *, index: int | None, over_stale: bool) -> Bound: ...
+    def bind(
+        self, family: int, kind: int, address: Any, fd: int, *, index: int | None, over_stale: bool, umask: int | None
+    ) -> Bound: ...
 
     def bind_descriptor(self, fd: int) -> Bound: ...
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from . import _cluster, descriptors, native
-from .sockets import MAX_NAME, MAX_PATH, bind_path, duplicate_listener
+from .sockets import MAX_NAME, MAX_PATH, bind_path, duplicate_listener, own_umask
 
 # What is listened on: a port, (host, port), or the path or abstract name of a Unix socket.
 Address = int | tuple[Any, ...] | str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -251,14 +251,16 @@ def _bind_shared(sock: socket.socket, address: Any, *, index: int | None = None,
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as bind(2) answers for a bound socket
     wanted: tuple[Any, ...] | bytes
     local: str | bytes
+    umask = None
     if sock.family != socket.AF_UNIX:
         wanted, local = _resolve(sock, address), ""
     elif (name := _encode(address)).startswith(b"\0"):
         wanted, local = name, name
     else:
         wanted, local = os.path.abspath(name), os.fsdecode(name)
+        umask = own_umask()
     bound = descriptors.primary.bind(
-        int(sock.family), int(sock.type), wanted, sock.fileno(), index=index, over_stale=over_stale
+        int(sock.family), int(sock.type), wanted, sock.fileno(), index=index, over_stale=over_stale, umask=umask
     )
     shared = descriptors.put(sock, bound.key, local or bound.address)
     if not shared.is_datagram:

@@ -102,7 +102,7 @@ class Listeners:
         if said.address.startswith(b"\0"):
             sock.bind(said.address)
         else:
-            sock, file = bind_file(sock, said.address, said.over_stale, rights)
+            sock, file = bind_file(sock, said.address, said.over_stale, said.umask, rights)
         address = Address(family=said.family, type=said.kind, path=os.fsdecode(said.address))
         return self._add(name, _handle_class(policy), sock, address, file)
 

@@ -90,6 +90,7 @@ class Bind(msgspec.Struct, tag=True):
 
     The address of a Unix socket is an absolute path or an abstract name, as bytes. `index` counts the binds to port 0
     that are meant to be shared: the n-th in every worker is the same listener. `over_stale`: see socketfile.bind_path.
+    `umask`: the worker's, where a file is to be made; None for the primary's.
     """
 
     seq: int
@@ -98,6 +99,7 @@ class Bind(msgspec.Struct, tag=True):
     address: tuple[str | int, ...] | bytes
     index: int | None = None
     over_stale: bool = False
+    umask: Annotated[int, msgspec.Meta(ge=0, le=0o777)] | None = None
 
 
 class BindDescriptor(msgspec.Struct, tag=True):

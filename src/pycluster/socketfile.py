@@ -15,10 +15,11 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 
 from . import native
 from .rights import Rights, act_with
-from .sockets import bind_path, in_reach, is_stale
+from .sockets import bind_path, in_reach, is_stale, own_umask
 
 # How often to bind anew when the file is gone before there is a link to it: each time a worker of ours has removed it,
 # and there are not that many which start at once.
@@ -96,11 +97,12 @@ class SocketFile:
 
 
 def bind_file(
-    sock: socket.socket, path: bytes, over_stale: bool, rights: Rights | None
+    sock: socket.socket, path: bytes, over_stale: bool, umask: int | None, rights: Rights | None
 ) -> tuple[socket.socket, SocketFile]:
     """Bind a socket to an absolute path, which may be longer than MAX_PATH, and protect the file.
 
     Args:
+      umask: what the file's mode is made with, None for this process's own.
       rights: of whom it is done for, None for this process's own.
 
     Returns:
@@ -109,17 +111,19 @@ def bind_file(
     Raises:
       OSError: of bind(2), or of unlink(2) for a stale file; a socket that has been made here is closed.
     """
-    return act_with(rights, lambda: _bind_file(sock, path, over_stale, rights))
+    return act_with(rights, lambda: _bind_file(sock, path, over_stale, umask, rights))
 
 
 def _bind_file(
-    sock: socket.socket, path: bytes, over_stale: bool, rights: Rights | None
+    sock: socket.socket, path: bytes, over_stale: bool, umask: int | None, rights: Rights | None
 ) -> tuple[socket.socket, SocketFile]:
     given = sock
     for _ in range(BIND_TRIES):
         try:
             with in_reach(path) as address:
                 bind_path(sock, address, over_stale)
+                if umask is not None:
+                    _make_mode(sock, address, umask)
             return sock, SocketFile(path, rights)
         except BaseException as exception:
             if sock is not given:
@@ -129,6 +133,36 @@ def _bind_file(
         # Nobody can have connected: it does not listen yet. A bound socket cannot be bound again.
         sock = native.Socket(given.family, given.type)
     raise OSError(errno.EADDRINUSE, f"{os.fsdecode(path)} is removed as often as it is bound")
+
+
+def _make_mode(sock: socket.socket, path: bytes, umask: int) -> None:
+    """Give the file that has just been made by bind(2) the mode that it has with another umask than this process's.
+
+    Nobody can connect before it is done, since the socket does not listen yet. os.umask, around the bind, would hold
+    for all threads: a worker could have the files that they make meanwhile open to all.
+
+    Raises:
+      FileNotFoundError: somebody has removed the file.
+      OSError: of chmod(2), or for want of descriptors; the file is removed.
+    """
+    try:
+        own = own_umask() or 0
+        if own == umask:
+            return
+        # Never what a link leads to that somebody has put in its place.
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISSOCK(mode):
+                # bind(2) begins with the mode of the socket itself, of which `own` has taken some away.
+                taken = os.fstat(sock.fileno()).st_mode & own
+                os.chmod(f"/proc/self/fd/{fd}", (stat.S_IMODE(mode) | taken) & ~umask)
+        finally:
+            native.close(fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def _link_over(source: bytes, target: bytes) -> None:

@@ -67,6 +67,19 @@ def bind_path(sock: socket.socket, path: bytes, over_stale: bool) -> None:
         sock.bind(path)
 
 
+def own_umask() -> int | None:
+    """The umask, as proc(5) tells it: os.umask would change it, for all threads. None where it is not told.
+
+    Raises:
+      OSError: no descriptor is left.
+    """
+    with contextlib.suppress(FileNotFoundError), open("/proc/thread-self/status") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return None
+
+
 def is_stale(path: bytes) -> bool:
     """Whether this is the file of a socket that no process has open any more.
 

@@ -26,6 +26,10 @@ def setup(**settings: Any) -> None:
     cluster.setup_primary(**settings)
 
 
+def set_umask(umask: int) -> None:
+    os.umask(umask)
+
+
 def own_rights() -> dict[str, Any]:
     """The primary's ids and groups, and whether it may write a core file."""
     import ctypes

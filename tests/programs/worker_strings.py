@@ -40,8 +40,11 @@ def listen(
     fd: int | None = None,
     v6only: bool | None = None,
     scope: int | None = None,
+    umask: int | None = None,
 ) -> dict[str, Any]:
     """Open a listener under a name: with socket.socket or cluster.listen, shared or exclusive."""
+    if umask is not None:
+        os.umask(umask)
     address: Any = path if path is not None else (host, port) if scope is None else (host, port, 0, scope)
     if how.startswith("cluster"):
         if not host:
