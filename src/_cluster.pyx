@@ -259,7 +259,7 @@ def region_to_inherit():
 
 
 def close_region_descriptor():
-    """Close the region's descriptor in a forked child, which keeps the mapping."""
+    """Close the region's descriptor in a forked worker, which keeps the mapping."""
     global region_fd
     if region_fd >= 0:
         close(region_fd)
@@ -874,7 +874,7 @@ cdef class Receiver:
         """Sleep until there may be something to receive, a signal has been handled, or `deadline` is over (0: none).
 
         All threads that wait here wake up, and one of them is the first. Where the number has become another file's, by
-        dup2, they wake up no later than at the channel's end, and go on with that file.
+        dup2, poll looks that up when the channel ends, and sleeps on: nothing ever comes on a quiet descriptor.
         """
         cdef pollfd watched
         cdef uint64_t now = now_ns()
