@@ -55,6 +55,12 @@ def test_the_others_are_served_while_a_worker_writes_all_over_the_shared_memory(
     assert {who_answers(port) for _ in range(10)} == {1, 3}
 
 
+def test_the_end_of_a_worker_is_told_though_its_child_goes_on_writing_messages(cluster_program: Programs) -> None:
+    program = cluster_program("outlived")
+    assert program.wait_for("exit")["code"] == 7
+    assert program.finish().returncode == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_worker_with_another_user_can_do_nothing_to_the_primary(start: Start) -> None:
     cluster = start(workers=1)

@@ -173,6 +173,15 @@ class Channel:
             raise ProtocolError(f"a message cannot be decoded: {exception}") from exception
         return message, None if fd is None else _as_handle(fd)
 
+    def end_receiving(self) -> None:
+        """Let nothing more be written to this end: `receive` gives what has been, and then raises EOFError.
+
+        The peer's process may have ended and the channel be open still, in a process that it has left behind, which
+        may write faster than we read.
+        """
+        if not self.closed:
+            self._sock.shutdown(socket.SHUT_RD)
+
     # Handing on to the next image of the primary
 
     def export(self) -> tuple[bytes, list[int | None], list[tuple[bytes, bytes, int, int]]]:

@@ -488,7 +488,8 @@ class Primary:
                 process.exitcode = ended.si_status
             else:
                 process.signal = as_signal(ended.si_status)
-        while not (member.channel.closed or member.channel.exhausted):
+        member.channel.end_receiving()
+        while not member.channel.closed:
             self._receive(member)  # all that it has said before it ended
         self._close_channel(member)
         self._loop.unwatch(member.pidfd)
