@@ -2538,6 +2538,7 @@ cdef class Wire:
 
     Attributes:
       queued: the bytes that wait to be written.
+      waiting_control: how many of the library's own frames are among them.
       rests: whether the system has no room for what is to be written, and no epoll says when: call `flush` later.
       ended: a deque of `(callback, exception or None)`, of frames that were written or have failed, to be taken out.
       exhausted: whether the last `receive` found nothing.
@@ -2558,6 +2559,7 @@ cdef class Wire:
     cdef bint writing            # the collector may run a finalizer that sends, in the middle of a send
     cdef bint watched            # for room to write
     cdef readonly size_t queued
+    cdef readonly size_t waiting_control
     cdef readonly bint rests
     cdef readonly object ended
     # What has come: incoming[start:end].
@@ -2639,6 +2641,7 @@ cdef class Wire:
         frame.header[5] = fd >= 0
         frame.header[6] = frame.header[7] = 0
         self.count += 1
+        self.waiting_control += kind == CONTROL_FRAME
         self.queued += FRAME_HEADER_SIZE + length
         if waiting == 0 or (self.queued - self.tried >= RETRY_SIZE and not self.rests):
             return self.write()
@@ -2761,6 +2764,7 @@ cdef class Wire:
         cdef Outgoing frame = self.ring[self.first]
         self.first = (self.first + 1) & (self.ring_size - 1)
         self.count -= 1
+        self.waiting_control -= frame.header[4] == CONTROL_FRAME
         if frame.fd >= 0:
             close(frame.fd)
         Py_DECREF(<object>frame.payload)
@@ -2954,6 +2958,7 @@ cdef class Wire:
             frame.fd = fd
             memcpy(frame.header, PyBytes_AS_STRING(header), FRAME_HEADER_SIZE)
             self.count += 1
+            self.waiting_control += frame.header[4] == CONTROL_FRAME
             self.queued += size_of(frame) - frame.done
         return self.write()
 

@@ -501,6 +501,17 @@ def test_a_worker_that_asks_for_something_before_it_is_online_loses_its_channel(
     assert ended.facts[-1]["same"] is True
 
 
+def test_a_worker_that_reads_no_answers_loses_its_channel_before_they_use_up_the_descriptors(
+    cluster_program: Programs,
+) -> None:
+    ended = cluster_program("unread").finish()
+    assert ended.returncode == 0
+    reads, does_not, has_not_bound = (fact for fact in ended.facts if fact["event"] == "asked")
+    assert (reads["closed"], does_not["closed"], has_not_bound["closed"]) == (False, True, True)
+    assert reads["opened"] < 10
+    assert does_not["opened"] < 200
+
+
 def test_a_frame_of_control_is_what_a_worker_says_or_a_protocol_error() -> None:
     nest = b"\x82\xa4type\xa6Online\xa1x" + b"\x91" * 20000 + b"\xc0"
     no_text = protocol.encode(bind(["127.0.0.1", 50999])).replace(b"127", b"\xff\xff\xff")

@@ -24,6 +24,9 @@ MESSAGE = 1
 
 # Node.js stops saying "send more" at twice its pipe's 64 KiB (lib/internal/child_process.js).
 HIGH_WATER_MARK = 128 * 1024
+# Answers may hold a descriptor of ours each, and must not pile up when a worker asks and never reads. In an honest one
+# a thread waits for each; and those that wait here are beyond the 200 to 300 that the socket takes.
+WAITING_CONTROL_MAX = 128
 # Too many descriptors in flight, or too little memory: try again after so long.
 RETRY_S = 0.02
 
@@ -151,6 +154,11 @@ class Channel:
     def backlogged(self) -> bool:
         """Whether something waits to be written."""
         return self._wire.queued > 0
+
+    @property
+    def unread(self) -> bool:
+        """Whether more of our own frames wait to be written than a peer that reads them ever lets wait."""
+        return self._wire.waiting_control > WAITING_CONTROL_MAX
 
     # Receiving
 

@@ -403,6 +403,8 @@ class Primary:
             said = protocol.decode_from_worker(payload)
             if worker.state == "none" and not isinstance(said, protocol.Online):
                 raise ProtocolError("something else before online")
+            if member.channel.unread:
+                raise ProtocolError("it asks, and does not read the answers")
         except ProtocolError:
             if fd is not None:
                 native.close(fd)
