@@ -1045,6 +1045,9 @@ cdef class Receiver:
 # Measured with 2 and 8 blocking workers and 64 clients on 2 cores: the primary takes 8 us per connection instead of 24
 # and 17, and the workers serve 1.2 and 1.1 times as many.
 #
+# Nothing relies on O_NONBLOCK: the listening socket was sent by its first worker, which may have kept a duplicate, and
+# can change the flag of both. Where the epoll has not just told of a connection, poll does before accept4.
+#
 # The thread runs under SCHED_BATCH: when it wakes it does not preempt a worker. On a busy machine it so gets its time
 # when a slice ends, and finds several connections, which cost little more than one; on an idle core it runs at once.
 # Measured with bench/balance.py's asyncio echo on 2 cores, in one run of 9 interleaved rounds against plain processes
@@ -1109,6 +1112,7 @@ cdef struct ListenerState:
     bint armed
     bint closed
     uint64_t rests_until_ns
+    uint64_t served           # the wake-up in which it was served last
     Connection held           # taken, but nobody had room: it goes first. fd is -1 when there is none
 
 cdef struct Balancer:
@@ -1350,7 +1354,7 @@ cdef void leave_probe(Channel *channel) noexcept nogil:
 cdef int next_connection(ListenerState *listener, Connection *connection, bint relieve, bint told) noexcept nogil:
     """What waits the longest: held, orphaned, in blocked channels, or new. Returns 0 or -errno, -EAGAIN for nothing.
 
-    `told`: the epoll has told of a new one.
+    `told`: the epoll has told of a new one, and nothing has been accepted since.
     """
     cdef Channel *channel
     cdef pollfd watched
@@ -1375,7 +1379,8 @@ cdef int next_connection(ListenerState *listener, Connection *connection, bint r
     if listener.closed:
         return -EAGAIN
     if not told:
-        # An accept4 that fails has made a socket and a file by then, and costs several times as much as this look.
+        # An accept4 that fails has made a socket and a file by then, and costs several times as much as this look. And
+        # where a worker has let the socket block, it would wait, with the mutex held.
         watched.fd = listener.fd
         watched.events = POLLIN
         if poll(&watched, 1, 0) == 0:
@@ -1410,15 +1415,20 @@ cdef int deliver(Channel *channel, Connection *connection) noexcept nogil:
     return 0
 
 
-cdef void serve(ListenerState *listener) noexcept nogil:
-    """Hand over what waits on this listener until nothing does, nobody has room, or the batch is done."""
+cdef void serve(ListenerState *listener, bint told) noexcept nogil:
+    """Hand over what waits on this listener until nothing does, nobody has room, or the batch is done.
+
+    `told`: the epoll has told of a new connection, with this wake-up.
+    """
     cdef Connection connection
     cdef Channel *channel
     cdef bint ready
     cdef uint64_t taken_back
     cdef int error
-    cdef int _i
-    for _i in range(BATCH):
+    cdef int i
+    told = told and listener.served != balancer.wakeups  # else an event of a channel has had it accepted, perhaps
+    listener.served = balancer.wakeups
+    for i in range(BATCH):
         channel = next_channel(listener)
         ready = channel != NULL
         if not ready:
@@ -1427,7 +1437,7 @@ cdef void serve(ListenerState *listener) noexcept nogil:
                 arm(listener, False)
                 return
         taken_back = balancer.taken_back
-        error = next_connection(listener, &connection, ready, _i == 0)
+        error = next_connection(listener, &connection, ready, told and i == 0)
         if error == -EAGAIN:
             if ready and pending(channel) >= PLENTY:
                 arm(listener, False)
@@ -1569,7 +1579,7 @@ cdef void attend(ListenerState *listener) noexcept nogil:
         return
     arm(listener, True)
     if listener.held.fd >= 0 or has(listener, ORPHANED) or has(listener, BLOCKED):
-        serve(listener)
+        serve(listener, False)
 
 
 cdef void tick() noexcept nogil:
@@ -1651,7 +1661,7 @@ cdef void *balance(void *nothing) noexcept nogil:
             elif <uint64_t>listener & CHANNEL_TAG:
                 notice(<Channel *>(<uint64_t>listener & ~<uint64_t>CHANNEL_TAG), events[i].events)
             elif listener.armed and not listener.closed:
-                serve(listener)
+                serve(listener, True)
         if changed or (balancer.watching
                        and balancer.now_ns - balancer.ticked_ns >= <uint64_t>balancer.tick_ms * TICK_NS):
             tick()
@@ -1960,7 +1970,7 @@ cdef void empty_backlog(ListenerState *listener) noexcept nogil:
     for place in range(WAITING, BROKEN):
         while has(listener, place):
             move(first(listener, place), READY)
-    while has(listener, READY) and next_connection(listener, &connection, False, True) == 0:
+    while has(listener, READY) and next_connection(listener, &connection, False, False) == 0:
         link = ring.next
         while link != ring and deliver(<Channel *>link, &connection) < 0:
             link = link.next

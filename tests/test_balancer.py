@@ -130,6 +130,21 @@ def test_a_worker_that_shuts_its_channel_down_holds_nothing_up(balance_case: Cas
     assert fact["lost"] == 0
 
 
+# ---- A listening socket that blocks
+
+
+def test_a_worker_that_lets_the_listening_socket_block_and_shuts_its_channel_down_holds_nothing_up(
+    balance_case: Case,
+) -> None:
+    fact = balance_case("blocking_when_a_worker_shuts_its_channel_down")
+    assert fact["settled"]
+    assert fact["lost"] == 0
+
+
+def test_a_listener_whose_socket_a_worker_lets_block_can_be_closed(balance_case: Case) -> None:
+    assert balance_case("blocking_when_the_listener_closes")["taken"] == [1, 1]
+
+
 # ---- Closing
 
 

@@ -115,6 +115,7 @@ class RoundRobinHandle(Handle):
 
     def _stop(self) -> None:
         if self._listener is not None:
+            self.sock.setblocking(False)  # once more: the worker that has sent it may have a duplicate, with one flag
             self._listener.close(for_good=self.address.fd is None)  # else it is the user's, and lives on
             self._listener = None
 

@@ -297,6 +297,34 @@ def a_worker_shuts_its_channel_down() -> Facts:
     return {"all_there": all_there, "settled": settled, "after": len(after), "lost": figure("lost")}
 
 
+# ---- A listening socket that blocks, as its first worker can make it at any time by a duplicate
+
+
+def blocking_when_a_worker_shuts_its_channel_down() -> Facts:
+    """What the balancer is told of is the channel, where nothing but the probe lies, and not a connection."""
+    front = Front(2)
+    blocked, idle = front.workers
+    front.connect(2)
+    for _ in range(2):
+        idle.take().close()
+    assert wait_until(blocked.waiting)
+    front.sock.setblocking(True)
+    with socket.socket(fileno=os.dup(blocked.fd)) as end:
+        end.shutdown(socket.SHUT_RDWR)
+    settled = wait_until(lambda: wakeups_in(0.01) == 0)
+    front.connect()
+    idle.take().close()
+    return {"settled": settled, "lost": figure("lost")}
+
+
+def blocking_when_the_listener_closes() -> Facts:
+    front = Front(2)
+    front.give(1, 1)
+    front.sock.setblocking(True)
+    front.listener.close()
+    return {"taken": [len(worker.take_all()) for worker in front.workers]}
+
+
 # ---- Closing
 
 
