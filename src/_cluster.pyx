@@ -2530,6 +2530,31 @@ cdef class Poll:
                 end_ns = now  # one more look
 
 
+cdef void let_go(int fd) noexcept nogil:
+    cdef linger off
+    cdef sockaddr_storage peer
+    cdef int protocol = 0
+    cdef socklen_t protocol_size = sizeof(protocol)
+    cdef socklen_t peer_size = sizeof(peer)
+    memset(&off, 0, sizeof(off))
+    getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &protocol_size)
+    # Without a connection TCP does not linger: there the option is for those that somebody else accepts later.
+    if protocol != IPPROTO_TCP or getpeername(fd, <sockaddr *>&peer, &peer_size) == 0:
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &off, sizeof(off))
+    close(fd)
+
+
+def discard(int fd):
+    """Close a descriptor that the peer has sent, -1 for none, and do not wait for what a socket has not sent yet.
+
+    close(2) waits for that with SO_LINGER, as long as the peer has set there. Without it the kernel goes on by itself.
+    It is switched off and not set to 0 seconds: it is the socket's, which others may have open still, and that would
+    reset their connection.
+    """
+    with nogil:
+        let_go(fd)
+
+
 cdef size_t size_of(Outgoing *frame) noexcept:
     return FRAME_HEADER_SIZE + <size_t>PyBytes_GET_SIZE(<object>frame.payload)
 
@@ -3004,5 +3029,5 @@ cdef class Wire:
         self.ring_size = self.first = 0
         for fd in self.descriptors:
             if fd is not None:
-                close(fd)
+                let_go(fd)
         self.descriptors.clear()

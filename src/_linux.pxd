@@ -161,8 +161,11 @@ cdef extern from "<sys/socket.h>" nogil:
     enum:
         AF_INET, AF_INET6, AF_UNIX, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
         MSG_TRUNC
-        SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, SO_ATTACH_FILTER, SO_COOKIE
+        SCM_RIGHTS, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, SO_ATTACH_FILTER, SO_COOKIE, SO_LINGER, SO_PROTOCOL
     ctypedef unsigned int socklen_t
+    struct linger:
+        int l_onoff
+        int l_linger
     struct sockaddr:
         uint16_t sa_family
     struct sockaddr_storage:
@@ -215,6 +218,8 @@ cdef extern from "<linux/filter.h>" nogil:
 
 
 cdef extern from "<netinet/in.h>" nogil:
+    enum:
+        IPPROTO_TCP
     struct in_addr:
         uint32_t s_addr
     struct in6_addr:

@@ -713,3 +713,17 @@ def test_threads_may_send_at_once_and_each_stays_in_order() -> None:
         for sender in senders:
             sender.join()
     assert got == [list(range(count))] * threads
+
+
+def test_closing_a_descriptor_that_came_along_stops_the_lingering_of_connections_only() -> None:
+    linger = struct.Struct("ii")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+        socket.socket() as unconnected,
+    ):
+        for sock, lingers in ((client, 0), (server, 1), (unconnected, 1)):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger.pack(1, 5))
+            _cluster.discard(os.dup(sock.fileno()))
+            assert linger.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger.size))[0] == lingers
+    _cluster.discard(-1)

@@ -61,6 +61,21 @@ def test_the_end_of_a_worker_is_told_though_its_child_goes_on_writing_messages(c
     assert program.finish().returncode == 0
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        "a message that nobody hears",
+        "a message that is none",
+        "a request that takes none",
+        "a request that is none",
+        "a bind that is refused",
+        "a message that announces none",
+    ],
+)
+def test_the_primary_does_not_wait_for_a_connection_that_it_closes(cluster_program: Programs, how: str) -> None:
+    assert cluster_program("lingering", how).finish().returncode == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_worker_with_another_user_can_do_nothing_to_the_primary(start: Start) -> None:
     cluster = start(workers=1)

@@ -177,7 +177,7 @@ class Channel:
             message = self._decode(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError) as exception:
             if fd is not None:
-                native.close(fd)
+                _cluster.discard(fd)
             raise ProtocolError(f"a message cannot be decoded: {exception}") from exception
         return message, None if fd is None else _as_handle(fd)
 
@@ -227,9 +227,9 @@ class Channel:
 
 
 def close_handle(handle: Handle | None) -> None:
-    """Close what came with a message."""
+    """Close what came with a message, and wait for nothing."""
     if handle is not None:
-        _closing(handle)()
+        _cluster.discard(handle if isinstance(handle, int) else handle.detach())
 
 
 def _closing(handle: Handle | HasFileno) -> Callable[[], object]:

@@ -69,7 +69,7 @@ class Handle:
         if self.file is not None:
             self.file.remove()
         self._stop()
-        self.sock.close()
+        _cluster.discard(self.sock.detach())
 
     def _stop(self) -> None:
         """Hand out what waits, before the socket is closed."""

@@ -69,7 +69,7 @@ class Listeners:
         if said.kind == socket.SOCK_DGRAM:
             handle.listening.add(worker_id)
         if handle.sock is not sock:
-            sock.close()
+            _cluster.discard(sock.detach())
         return handle
 
     def bind_descriptor(self, worker_id: int, fd: int, policy: Policy) -> Handle:

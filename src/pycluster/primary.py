@@ -407,13 +407,13 @@ class Primary:
                 raise ProtocolError("it asks, and does not read the answers")
         except ProtocolError:
             if fd is not None:
-                native.close(fd)
+                _cluster.discard(fd)
             raise
         if isinstance(said, protocol.Bind):
             self._requests.bind(member, said, fd)
             return
         if fd is not None:
-            native.close(fd)
+            _cluster.discard(fd)
         if isinstance(said, protocol.Online):
             if worker.state not in ("none", "disconnecting"):
                 raise ProtocolError("online once more")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from . import native, protocol
+from . import _cluster, native, protocol
 from .handles import Handle
 from .listeners import Listeners
 from .member import Member
@@ -88,13 +88,13 @@ class Requests:
         try:
             sock = native.Socket(fileno=fd)
         except OSError:
-            native.close(fd)  # it is no socket
+            _cluster.discard(fd)  # it is no socket
             raise
         return self._bind_socket(member, said, sock, time.monotonic() + REBIND_S)
 
     def _bind_socket(self, member: Member, said: protocol.Bind, sock: socket.socket, deadline: float) -> _Answer | None:
         if _is_leaving(member):
-            sock.close()
+            _cluster.discard(sock.detach())
             return protocol.Reply(0, address=said.address, quiet=True), None
         try:
             handle = self._listeners.bind(member.worker.id, said, sock, self._primary.policy, member.rights)
@@ -105,7 +105,7 @@ class Requests:
                     lambda: self._answer(member, said, lambda: self._bind_socket(member, said, sock, deadline)),
                 )
                 return None
-            sock.close()
+            _cluster.discard(sock.detach())
             raise
         reply = protocol.Reply(0, key=handle.key)
         if not isinstance(said.address, bytes):  # which the worker knows better, by the path as it was given
