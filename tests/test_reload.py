@@ -15,14 +15,16 @@ from harness import (
     TESTS,
     Program,
     Programs,
+    connect,
     connect_to,
     free_port,
+    is_alive,
     read_all,
     wait_until,
 )
 from puppets import Puppets, Start
-from pycluster import reload, replacement
-from versions import Service, ask, descriptors, versions
+from pycluster import Settings, reload, replacement
+from versions import Library, Service, ask, descriptors, versions
 
 SOON_S = 0.3
 
@@ -350,7 +352,7 @@ BROKEN = {
         "the new version has ended before it ran the cluster",
     ),
     "an end after forks": (
-        {"    tell(": "    raise ValueError('not today')\n    tell("},
+        {'    tell("ready"': "    raise ValueError('not today')\n    tell(\"ready\""},
         "the new version has ended before it ran the cluster",
     ),
 }
@@ -427,6 +429,83 @@ def test_old_workers_are_ended_gracefully_when_the_new_script_has_failed(
     service.fails_to_reload("the new version has ended")
     assert ask(service.port) == (0, 0)
     service.end(5)
+
+
+SLOW = b"GET /slow HTTP/1.0\r\n\r\n"
+
+
+@pytest.fixture
+def impatient(tmp_path: pathlib.Path) -> dict[str, str]:
+    """The environment of a program whose library kills at once who is to leave, unless the script says otherwise."""
+    library = Library(tmp_path / "library")
+    library.replace("settings.py", "graceful_timeout: float = 30.0", "graceful_timeout: float = 0.0")
+    return library.env
+
+
+def test_old_workers_finish_under_whatever_image_of_the_primary(
+    impatient: dict[str, str], cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 2, env=impatient, graceful_timeout=600)
+    with connect(service.port) as disconnected, connect(service.port) as replaced:
+        for client in (disconnected, replaced):
+            client.sendall(SLOW)
+        service.program.wait_for_all(2, "busy")
+        service.program.send_signal(signal.SIGUSR2)
+        for last_of_image in (5, 8):
+            service.program.send_signal(signal.SIGHUP)
+            service.program.wait_for("listening", worker=last_of_image)
+        answers = set()
+        for client in (disconnected, replaced):
+            client.sendall(b"\n")
+            answers.add(read_all(client).rpartition(b"\r\n")[2])
+    assert answers == {b"version 0.0 worker 1", b"version 0.0 worker 2"}
+    service.end()
+
+
+def test_a_worker_that_does_not_end_is_killed_in_time_by_the_next_image(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 2, graceful_timeout=1.0)
+    with connect(service.port) as one, connect(service.port) as two:
+        for client in (one, two):
+            client.sendall(SLOW)
+        service.program.wait_for_all(2, "busy")
+        [youngest] = service.program.facts_of("busy", worker=2)
+        asked_at = time.monotonic()
+        service.program.send_signal(signal.SIGTTOU)
+        service.program.send_signal(signal.SIGHUP)
+        assert wait_until(lambda: not is_alive(youngest["pid"]))
+        assert time.monotonic() - asked_at >= 1.0
+        service.end()
+
+
+def test_the_settings_outlive_a_script_that_has_failed(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
+    settings: dict[str, Any] = {"serialization": "json", "silent": True}
+    if os.getuid() == 0:
+        settings["gid"] = 65534
+    service = Service(cluster_program, tmp_path, 1, env={"SHARED": ""}, **settings)
+    service.program.expects_traceback = True
+    service.release(1, {"    tell_events()": "    raise ValueError('not today')"})
+    service.fails_to_reload("the new version has ended")
+    service.release(2, {"import asyncio": "?"})
+    service.fails_to_reload("exited with status 1 before it listened")
+    assert "SyntaxError" in service.program.stderr, "nobody reads a pipe: silent alone is not in force"
+    found = "(cluster.settings.serialization, cluster.scheduling_policy, os.getgid())"
+    wanted = ("json", "none", settings.get("gid", os.getgid()))
+    service.release(3, {'elif "IDLE" in os.environ': f"elif {found} != {wanted}"})
+    service.reload()
+    assert ask(service.port) == (3, 3)
+    service.end()
+
+
+def test_a_new_script_begins_with_the_default_settings(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
+    service = Service(cluster_program, tmp_path, 1, serialization="json", graceful_timeout=600)
+    service.release(
+        1, {"    cluster.setup_primary(**json.loads(sys.argv[3]))": '    tell("settings", all=vars(cluster.settings))'}
+    )
+    service.reload()
+    assert service.program.wait_for("settings")["all"] == vars(Settings())
+    service.end()
 
 
 def test_a_signal_ends_the_cluster_gracefully_while_the_new_script_starts(

@@ -1,14 +1,16 @@
-"""A service of many versions, programs/versioned.py, which tests release, reload and load."""
+"""A service of many versions, programs/versioned.py, which tests release, reload and load; and of the library."""
 
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import PROGRAMS, Program, Programs, free_port, request, wait_until
+import pycluster
+from harness import PROGRAMS, TESTS, Program, Programs, free_port, request, wait_until
 from load import Load, once
 
 GET = b"GET / HTTP/1.0\r\n\r\n"
@@ -87,6 +89,23 @@ class Service:
     def end(self, status: int = 0) -> None:
         self.program.send_signal(signal.SIGTERM)
         assert self.program.finish().returncode == status
+
+
+class Library:
+    """A copy of the library, of which there are other versions."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self._package = directory / "pycluster"
+        shutil.copytree(
+            pathlib.Path(pycluster.__file__).parent, self._package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+        self.env = {"PYTHONPATH": f"{directory}:{TESTS}"}
+
+    def replace(self, module: str, old: str, new: str) -> None:
+        path = self._package / module
+        source = path.read_text()
+        assert old in source
+        path.write_text(source.replace(old, new))
 
 
 def descriptors(program: Program) -> list[str]:

@@ -72,10 +72,12 @@ class Loop:
             with contextlib.suppress(BlockingIOError):  # full of signals: it is readable already
                 os.write(self.wakeup_fd, b"\0")
 
-    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
-        """Run a function in the first `run_once` after so many seconds."""
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), function))
+    def call_later(self, seconds: float, function: Callable[[], object]) -> float:
+        """Run a function in the first `run_once` after so many seconds. Returns when, by time.monotonic()."""
+        due_at = time.monotonic() + seconds
+        heapq.heappush(self._timers, (due_at, next(self._numbers), function))
         self._set_timer()
+        return due_at
 
     def run_once(self, timeout: float | None) -> None:
         """Run what is deferred, due and ready; wait up to `timeout` seconds (None: for ever) when nothing is."""

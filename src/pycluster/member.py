@@ -18,3 +18,4 @@ class Member:
         self.pidfd = pidfd
         self.channel = channel
         self.rights = rights
+        self.killed_at: float | None = None  # by time.monotonic(), if it is left then; None: nobody is to kill it

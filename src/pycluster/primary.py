@@ -268,7 +268,8 @@ class Primary:
             self.kill_all()
         else:
             self.disconnect_all(None)
-            self._kill_later(list(self._members), self.settings.graceful_timeout)
+            for worker_id in self._members:
+                self.kill_later(worker_id, self.settings.graceful_timeout)
 
     def close(self) -> None:
         """Close the listeners, and end the template: no worker is left."""
@@ -327,7 +328,7 @@ class Primary:
     def retire(self, worker: Worker) -> None:
         """Disconnect a worker, and kill it after `graceful_timeout`."""
         self.disconnect(worker)
-        self._kill_later([worker.id], self.settings.graceful_timeout)
+        self.kill_later(worker.id, self.settings.graceful_timeout)
 
     def retire_youngest(self) -> None:
         """Retire the worker that was forked last; not if it is the only one, and none of a pair in a reload."""
@@ -360,15 +361,15 @@ class Primary:
             member.worker._asked_to_end = True
             _send_signal(member.pidfd, signal.SIGKILL)
 
-    def _kill_later(self, worker_ids: list[int], seconds: float) -> None:
-        """Kill in so many seconds those of these workers that are left then."""
+    def kill_later(self, worker_id: int, seconds: float) -> None:
+        """Kill a worker in so many seconds, if it is left then."""
+        if member := self._members.get(worker_id):
+            killed_at = self._loop.call_later(seconds, functools.partial(self._kill_left, worker_id))
+            member.killed_at = min(killed_at, member.killed_at or killed_at)
 
-        def kill() -> None:
-            for worker_id in worker_ids:
-                if member := self._members.get(worker_id):
-                    _send_signal(member.pidfd, signal.SIGKILL)
-
-        self._loop.call_later(seconds, kill)
+    def _kill_left(self, worker_id: int) -> None:
+        if member := self._members.get(worker_id):
+            _send_signal(member.pidfd, signal.SIGKILL)
 
     # What workers say
 

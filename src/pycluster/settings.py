@@ -101,6 +101,11 @@ class Settings:
         return merged
 
 
+def portable(settings: Settings) -> dict[str, Any]:
+    """What another process can be told: all but `stdio`, as the descriptors and files in it are this one's."""
+    return {name: value for name, value in vars(settings).items() if name != "stdio"}
+
+
 def _wrong_type(name: str, wanted: str, value: object) -> TypeError:
     return TypeError(f"setting {name} takes {wanted}, not {value!r}")
 

@@ -24,7 +24,7 @@ from .errors import ClusterError
 from .protocol import Policy
 from .rights import drop_rights, groups_of
 from .script import Script
-from .settings import Settings
+from .settings import Settings, portable
 
 if TYPE_CHECKING:
     from .stdio import WorkerStdio
@@ -92,7 +92,7 @@ def describe(
         script=script,
         args=args,
         path=search_path(),
-        settings={name: value for name, value in vars(settings).items() if name != "stdio"},
+        settings=portable(settings),
         policy=policy,
     )
 

@@ -12,7 +12,7 @@ can at most sleep. What a control channel has half read or half written goes alo
 
 The workers of the old image serve on. The new script does not see them: its own `fork()`s start its workers, and the
 old ones are disconnected as those come up (see reload.py). Only their messages reach its handlers. If the new script
-ends before it runs the cluster, its image stays with the old workers, for the next SIGHUP to try again.
+ends before it runs the cluster, its image stays with the old workers and settings, for the next SIGHUP to try again.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -33,10 +34,10 @@ from .handles import DatagramHandle, Handle, RoundRobinHandle, SharedHandle
 from .listeners import Listeners
 from .member import Member
 from .primary import Primary
-from .protocol import TAKEOVER_VERSION
+from .protocol import TAKEOVER_VERSION, Policy
 from .rights import Rights
 from .script import Script, remember_main
-from .settings import Settings
+from .settings import Settings, portable
 from .socketfile import Exported, SocketFile
 from .start import flush_standard_streams, search_path
 from .worker import LEAVING, Address, State, Worker
@@ -82,6 +83,7 @@ class HandedWorker(msgspec.Struct):
     wire: tuple[bytes, list[int | None], list[tuple[bytes, bytes, int, int]]]
     pipes: list[int | None]
     rights: Rights | None
+    killed_at: float | None
 
 
 class HandedHandle(msgspec.Struct):
@@ -107,9 +109,8 @@ class Handed(msgspec.Struct):
 
     region: int
     version: int
-    max_workers: int
-    max_counters: int
-    max_pending: int
+    settings: dict[str, Any]
+    policy: Policy
     last_id: int
     last_key: int
     timeout_s: float
@@ -204,14 +205,13 @@ def _need_room(primary: Primary) -> None:
 
 def _write_down(primary: Primary, script: Script, timeout_s: float) -> Handed:
     region, version = _cluster.region_to_inherit()
-    settings, listeners = primary.settings, primary._listeners
+    listeners = primary._listeners
     names = {handle.key: name for name, handle in listeners._by_name.items()}
     return Handed(
         region=region,
         version=version,
-        max_workers=settings.max_workers,
-        max_counters=settings.max_counters,
-        max_pending=settings.max_pending,
+        settings=portable(primary.settings),
+        policy=primary.policy,
         last_id=primary._ids,
         last_key=listeners._keys,
         timeout_s=timeout_s,
@@ -241,6 +241,7 @@ def _write_worker_down(member: Member) -> HandedWorker:
         wire=channel.export(),
         pipes=[_number_of(pipe) for pipe in pipes],
         rights=member.rights,
+        killed_at=member.killed_at,
     )
 
 
@@ -292,11 +293,16 @@ def succession(cluster: "Cluster", handed: Handed) -> Iterator[None]:
       SystemExit: the script has failed, and all workers have ended since.
     """
     remember_main(handed.script)
-    cluster._settings = Settings(max_workers=handed.max_workers, max_counters=handed.max_counters)
-    _cluster.adopt_region(handed.region, handed.version, handed.max_workers, handed.max_counters)
+    # For when the script fails. Workers have the primary's own streams then: whoever would read their pipes is gone
+    # with the last image, and so are the descriptors that `stdio` has named.
+    last = Settings().merged({**handed.settings, "silent": False})
+    # The script itself starts from the defaults, but with the region that there is.
+    fresh = Settings(max_workers=last.max_workers, max_counters=last.max_counters)
+    cluster._settings = fresh
+    _cluster.adopt_region(handed.region, handed.version, last.max_workers, last.max_counters)
     cluster._has_region = True
     primary = cluster._as_primary("run")
-    _adopt(handed, primary)
+    _adopt(handed, last, primary)
     assert cluster._reload is not None
     cluster._reload.succeed(handed.timeout_s)
     cluster._need_implicit_run()
@@ -310,6 +316,10 @@ def succession(cluster: "Cluster", handed: Handed) -> Iterator[None]:
     except BaseException as exception:
         if cluster._has_run or (isinstance(exception, SystemExit) and primary.workers and not primary.stopping):
             raise  # as any script may end
+        if cluster._settings is fresh:
+            # The script has set none: what is started from now on comes in the place of the old workers.
+            cluster._settings, cluster._policy = last, handed.policy
+            primary.settings, primary.policy = last, handed.policy
         stops = primary.stopping  # a signal has asked for the end, and has ended the script
         status = 0 if stops else _show(exception) or 1
         for worker in primary.workers.values():
@@ -382,21 +392,18 @@ def _uncatch(numbers: set[int]) -> None:
             signal.raise_signal(number)
 
 
-def _adopt(handed: Handed, primary: Primary) -> None:
+def _adopt(handed: Handed, settings: Settings, primary: Primary) -> None:
     """Give a fresh primary the workers and the listeners of the last image, and start the balancer."""
     primary._ids = handed.last_id
     for handed_worker in handed.workers:
         _adopt_worker(handed_worker, primary)
     if any(handle.balanced for handle in handed.handles):
-        _cluster.start_balancer(handed.max_pending)
+        _cluster.start_balancer(settings.max_pending)
     listeners = primary._listeners
     listeners._keys = handed.last_key
     indices = {worker.id: worker.index for worker in handed.workers}
     for handle in handed.handles:
         _adopt_handle(handle, listeners, indices)
-    for worker in primary.inherited:
-        if worker.state in LEAVING:
-            primary.retire(worker)  # the old image would have killed it in time
 
 
 def _adopt_worker(handed: HandedWorker, primary: Primary) -> None:
@@ -429,6 +436,8 @@ def _adopt_worker(handed: HandedWorker, primary: Primary) -> None:
     else:
         channel.close()
     primary.enroll(Member(worker, handed.index, handed.pidfd, channel, handed.rights))
+    if handed.killed_at is not None:
+        primary.kill_later(handed.id, handed.killed_at - time.monotonic())
     for pipe in (worker.process.stdout, worker.process.stderr):
         if pipe is not None:
             _drain(pipe, primary)

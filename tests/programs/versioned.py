@@ -1,7 +1,8 @@
 """A service of which a test writes new versions. Arguments: number of workers, port, settings as JSON, how to run.
 
 SIGUSR1 asks for a reload that has little time to succeed: as much as an interpreter needs to start and to listen where
-both cores are under stress.
+both cores are under stress. SIGUSR2 disconnects the oldest worker. A worker that is asked for /slow answers when one
+more byte has come.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import part  # type: ignore[import-not-found]
 
 from programs.facts import tell, tell_events
-from pycluster import cluster
+from pycluster import SCHED_NONE, cluster
 
 VERSION = 0
 ENV = None
@@ -24,6 +25,9 @@ SOON_S = 6.0
 class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         assert cluster.worker is not None
+        if self.path == "/slow":
+            tell("busy")
+            self.connection.recv(1)
         self.send_response(200)
         self.end_headers()
         os.write(2, b"e" * int(os.environ.get("NOISE", "0")))
@@ -36,6 +40,9 @@ class Answer(BaseHTTPRequestHandler):
 if cluster.is_primary:
     tell_events()
     signal.signal(signal.SIGUSR1, lambda number, frame: cluster.reload(SOON_S))
+    signal.signal(signal.SIGUSR2, lambda number, frame: cluster.workers[min(cluster.workers)].disconnect())
+    if "SHARED" in os.environ:
+        cluster.scheduling_policy = SCHED_NONE
     cluster.setup_primary(**json.loads(sys.argv[3]))
     for _ in range(int(sys.argv[1])):
         cluster.fork(ENV)
