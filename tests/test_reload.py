@@ -652,6 +652,67 @@ def test_signals_that_come_between_two_images_find_their_handlers(
     service.end()
 
 
+# A signal comes when the new image begins to run the cluster, and has no handlers for that yet.
+AS_RUN_BEGINS = """    from pycluster import takeover
+    passing_signals_on = takeover.passing_signals_on
+    takeover.passing_signals_on = lambda: signal.raise_signal(signal.SIGTERM) or passing_signals_on()
+    if sys.argv[4] == "run":"""
+
+
+def test_a_signal_that_comes_as_the_new_image_begins_to_run_ends_the_cluster_gracefully(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 1)
+    service.release(1, {'    if sys.argv[4] == "run":': AS_RUN_BEGINS})
+    service.program.send_signal(signal.SIGHUP)
+    ended = service.program.finish()
+    assert ended.returncode == 0
+    assert ended.facts[-1]["event"] == "over", "run() has returned"
+    assert [(fact["code"], fact["asked"]) for fact in ended.facts if fact["event"] == "exit"] == [(0, True)]
+
+
+@pytest.mark.parametrize(("number", "before", "after"), [("SIGTTIN", 1, 2), ("SIGTTOU", 2, 1)])
+def test_what_changes_the_number_of_workers_while_the_new_script_starts_is_done_when_it_runs(
+    number: str, before: int, after: int, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, before)
+    service.release(1, {"    tell_events()": f"    tell_events()\n    signal.raise_signal(signal.{number})"})
+    service.count = after
+    service.reload()
+    assert ask(service.port) == (1, 1)
+    service.end()
+
+
+# A signal comes when the primary is about to execute itself.
+AS_IT_IS_EXECUTED = {
+    "while it answers signals still": (
+        "once = [signal.SIGTERM]\n    sys.stdout.flush = lambda: once and signal.raise_signal(once.pop())"
+    ),
+    "for the next image": (
+        "memfd_create = os.memfd_create\n"
+        "    os.memfd_create = lambda *args: signal.raise_signal(signal.SIGTERM) or memfd_create(*args)"
+    ),
+}
+
+
+@pytest.mark.parametrize("moment", AS_IT_IS_EXECUTED)
+def test_a_signal_that_comes_as_the_primary_is_about_to_execute_itself_ends_the_cluster_in_time(
+    moment: str, cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    service = Service(cluster_program, tmp_path, 1, graceful_timeout=0.3)
+    run = '    if sys.argv[4] == "run":'
+    service.release(1, {run: f"    {AS_IT_IS_EXECUTED[moment]}\n{run}"})
+    service.reload()
+    with connect(service.port) as client:
+        client.sendall(SLOW)
+        service.program.wait_for("busy")
+        service.program.send_signal(signal.SIGHUP)
+        ended = service.program.finish()
+    assert ended.returncode == 0
+    assert [fact["version"] for fact in ended.facts if fact["event"] == "ready"] == [0, 1]
+    assert ended.stderr == "", "that the reload has stopped is not told"
+
+
 def test_sigttin_and_sigttou_change_the_number_of_workers_by_one(
     cluster_program: Programs, tmp_path: pathlib.Path
 ) -> None:

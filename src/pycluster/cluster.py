@@ -270,16 +270,10 @@ class Cluster(Emitter):
 
     @contextlib.contextmanager
     def _running(self, primary: Primary) -> Any:
+        takeover.script_has_started()  # first: what ends run() by an exception, ends no worker gracefully
         self._has_run = True
         primary.stopping = False
-        answers: dict[int, Callable[[], object]] = {
-            signal.SIGTERM: primary.stop,
-            signal.SIGINT: primary.stop,
-            signal.SIGHUP: lambda: primary.on_hangup(),
-            signal.SIGTTIN: lambda: primary.call_back(self.fork),
-            signal.SIGTTOU: primary.retire_youngest,
-        }
-        with takeover.passing_signals_on(), handling(answers, primary.defer, primary.wakeup_fd):
+        with takeover.passing_signals_on(), handling(self._answers(primary), primary.defer, primary.wakeup_fd):
             primary.running = True
             assert self._reload is not None
             primary.defer(self._reload.look_soon)
@@ -290,6 +284,16 @@ class Cluster(Emitter):
             primary.close()
         if primary.respawner.given_up and not primary.stopping:
             raise SystemExit(NEVER_UP)
+
+    def _answers(self, primary: Primary) -> dict[int, Callable[[], object]]:
+        """What `run` and `serve` do when a signal comes."""
+        return {
+            signal.SIGTERM: primary.stop,
+            signal.SIGINT: primary.stop,
+            signal.SIGHUP: lambda: primary.on_hangup(),
+            signal.SIGTTIN: lambda: primary.call_back(self.fork),
+            signal.SIGTTOU: primary.retire_youngest,
+        }
 
     def _need_implicit_run(self) -> None:
         if not self._runs_at_exit:

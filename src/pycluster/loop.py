@@ -53,6 +53,10 @@ class Loop:
         """Whether deferred functions wait to be run."""
         return bool(self._deferred)
 
+    def has_deferred(self, function: Callable[[], object]) -> bool:
+        """Whether this function waits to be run."""
+        return function in self._deferred
+
     def watch(self, fd: int, handler: Callable[[int], object]) -> None:
         """Call `handler(events)` for what the epoll, where `fd` is registered already, says of it."""
         self._handlers[fd] = handler

@@ -271,6 +271,11 @@ class Primary:
             for worker_id in self._members:
                 self.kill_later(worker_id, self.settings.graceful_timeout)
 
+    @property
+    def must_stop(self) -> bool:
+        """Whether a signal has asked for the end, even if nothing has been done about it yet."""
+        return self.stopping or self._loop.has_deferred(self.stop)
+
     def close(self) -> None:
         """Close the listeners, and end the template: no worker is left."""
         self._listeners.close()

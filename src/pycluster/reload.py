@@ -153,7 +153,7 @@ class Reload:
                 self._renew(self._timeout_s)
             except ReloadError as error:
                 self._step("failed")
-                self._finish(error)
+                self._finish(error, self._primary.must_stop)
         else:
             is_cancelled = replacement.state == "cancelled"
             reason = self._reason(replacement.new, replacement.missing, is_cancelled)

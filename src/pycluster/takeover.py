@@ -145,7 +145,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
       timeout_s: how long its workers have to come up.
 
     Raises:
-      ReloadError: it cannot be; nothing has changed.
+      ReloadError: it cannot be, or a signal has asked for the end meanwhile; nothing has changed.
     """
     import subprocess  # only here: every worker would carry it
 
@@ -173,6 +173,10 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
         try:
             for fd in inherited:
                 os.set_inheritable(fd, True)
+            # What is deferred is lost, which the next image makes up for, but not for the end. This is asked as late as
+            # possible: handlers have run until the signals were blocked, and do when another thread takes a signal.
+            if primary.must_stop:
+                raise ReloadError("the cluster is to end")
             os.execve(sys.executable, arguments, {**_ENVIRONMENT, VARIABLE.encode(): told})
         finally:
             for fd in inherited:
@@ -306,13 +310,12 @@ def succession(cluster: "Cluster", handed: Handed) -> Iterator[None]:
     assert cluster._reload is not None
     cluster._reload.succeed(handed.timeout_s)
     cluster._need_implicit_run()
-    global _starts
-    _catch_signals(primary, handed)
     try:
         try:
+            _catch_signals(cluster, primary, handed)  # and one that has waited may end the script before it begins
             yield
         finally:
-            _starts = False
+            script_has_started()
     except BaseException as exception:
         if cluster._has_run or (isinstance(exception, SystemExit) and primary.workers and not primary.stopping):
             raise  # as any script may end
@@ -341,20 +344,19 @@ def _show(exception: BaseException) -> int:
     return 1
 
 
-def _catch_signals(primary: Primary, handed: Handed) -> None:
+def _catch_signals(cluster: "Cluster", primary: Primary, handed: Handed) -> None:
     """Until the script has handlers of its own, or runs the cluster."""
     global _catcher, _starts
+    answers = cluster._answers(primary)
 
     def catch(number: int, frame: object) -> None:
-        if number == signal.SIGHUP:
-            primary.defer(lambda: primary.on_hangup())
-        elif number in (signal.SIGTERM, signal.SIGINT):
-            primary.defer(primary.stop)
-            if _starts:
-                primary.stopping = True
-                raise SystemExit(0)
-        else:
+        if number not in answers:
             _caught.append(number)
+            return
+        primary.defer(answers[number])
+        if _starts and number in (signal.SIGTERM, signal.SIGINT):
+            primary.stopping = True
+            raise SystemExit(0)
 
     _catcher, _starts = catch, True
     for number in {*SIGNALS, *handed.signals}:
@@ -365,6 +367,12 @@ def _catch_signals(primary: Primary, handed: Handed) -> None:
 _catcher: Callable[[int, Any], None] | None = None
 _caught: list[int] = []
 _starts = False  # the script, which a signal that asks for the end ends first
+
+
+def script_has_started() -> None:
+    """Let no signal end the script any more: it runs the cluster, or has ended."""
+    global _starts
+    _starts = False
 
 
 @contextlib.contextmanager
