@@ -28,7 +28,7 @@ def test_what_waits_for_the_only_worker_when_it_is_killed_is_served_by_the_next_
 def test_frames_that_no_worker_sends_harm_neither_the_primary_nor_the_others(cluster_program: Programs) -> None:
     program = cluster_program("hostile", 2000, free_port(), 1, 60)
     fact = program.wait_for("attacked", timeout=60)
-    assert fact["sent"] == 2000
+    assert fact["sent"] >= 2000
     assert fact["leaked"] == []
     assert fact["answer"] == "worker 1"
     assert program.finish().returncode == 0

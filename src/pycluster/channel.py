@@ -175,7 +175,7 @@ class Channel:
         """
         try:
             message = self._decode(payload)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as exception:
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as exception:  # TypeError: a map as a key
             if fd is not None:
                 _cluster.discard(fd)
             raise ProtocolError(f"a message cannot be decoded: {exception}") from exception
