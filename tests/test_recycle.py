@@ -108,7 +108,8 @@ def test_a_successor_that_ends_before_it_is_up_leaves_the_old_one_to_serve(start
     cluster.wait_for_exit(2)
     assert who_answers(port) == 1
     assert not cluster.do(0, "waits_for_workers"), "the place is taken"
-    assert "is not replaced, and goes on: the new one has ended before it was up" in cluster.program.stderr
+    report = "is not replaced, and goes on: the new one has ended before it was up"
+    assert wait_until(lambda: report in cluster.program.stderr)
     os.kill(cluster.pid(1), signal.SIGKILL)
     cluster.program.wait_for("ready", worker=3)
     assert slots(cluster) == {"3": 0}, "and its place was its own again"

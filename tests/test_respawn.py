@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from harness import Programs
+from harness import Programs, wait_until
 from puppets import Puppets, Start
 
 
@@ -60,7 +60,8 @@ def test_the_successor_of_a_crashed_worker_has_its_slot_and_its_environment(star
     wait_for_successor(cluster, 3)
     assert cluster.do(3, "slot_and_environment", name="NUMBER") == [1, "two"]
     assert slots(cluster) == {"1": 0, "3": 1}
-    assert f"(pid {cluster.pid(2)}) was killed by SIGKILL; another one starts in 0.1 s" in cluster.program.stderr
+    report = f"(pid {cluster.pid(2)}) was killed by SIGKILL; another one starts in 0.1 s"
+    assert wait_until(lambda: report in cluster.program.stderr)
 
 
 def test_by_default_nobody_is_replaced(start: Start) -> None:

@@ -176,9 +176,9 @@ def test_a_worker_that_hangs_is_killed_only_when_that_is_asked_for(hanging: Star
     program, port = hanging("blocking", on_hang="kill", respawn="on-failure")
     with ask(port, "sleep 60"), ask(port, "hello") as waiting:
         assert read_all(waiting) == b"worker 2", "nothing that waited is lost"
-    [ended] = program.facts_of("exit")
+    ended = program.wait_for("exit")
     assert (ended["worker"], ended["signal"], ended["asked"]) == (1, "SIGKILL", False)
-    assert f"(pid {ended['worker_pid']}) still hangs, and is killed" in program.stderr
+    assert wait_until(lambda: f"(pid {ended['worker_pid']}) still hangs, and is killed" in program.stderr)
     assert [hang["where"] for hang in stop(program)] == [WHERE["sleep"]]
 
 
