@@ -631,14 +631,17 @@ cdef void read_received(msghdr *message, size_t length, Connection *connection) 
         memcpy(&connection.fd, CMSG_DATA(rights), sizeof(int))
 
 
-cdef ssize_t receive_connection(int channel, Connection *connection, int flags) noexcept nogil:
-    """Receive one message. Returns its length, 0 at the end of the stream, or -errno (EINTR is the caller's)."""
+cdef ssize_t receive_connection(int channel, Connection *connection) noexcept nogil:
+    """Receive one message, without waiting.
+
+    Returns its length, 0 at the end of the stream, or -errno (EINTR is the caller's).
+    """
     cdef msghdr message
     cdef iovec payload
     cdef Control control
     cdef ssize_t length
     prepare_receive(&message, &payload, &control, connection)
-    length = recvmsg(channel, &message, flags | MSG_CMSG_CLOEXEC)
+    length = recvmsg(channel, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
     if length < 0:
         return -errno
     read_received(&message, length, connection)
@@ -919,7 +922,7 @@ cdef class Receiver:
             if self.fd < 0:
                 raise OSError(EBADF, strerror(EBADF).decode())  # closed by another thread, as of a plain socket
             self.room_for(1, &ready)
-            length = receive_connection(self.fd, &connection, MSG_DONTWAIT) if ready else -EAGAIN
+            length = receive_connection(self.fd, &connection) if ready else -EAGAIN
             if length > PROBE_SIZE:
                 add(self.consumed, 1)
                 if connection.fd >= 0:
@@ -1299,7 +1302,7 @@ cdef int take_back(Channel *channel, Connection *connection) noexcept nogil:
         error = find_descriptor()
         if error < 0:
             return error
-        length = receive_connection(channel.receive_fd, connection, MSG_DONTWAIT)
+        length = receive_connection(channel.receive_fd, connection)
         if length == -EINTR:
             continue
         if length <= 0:
@@ -2640,7 +2643,7 @@ cdef class Wire:
 
     def __dealloc__(self):
         if self.descriptors is not None:
-            self.drop()
+            self.drop(False)
 
     # Sending
 
@@ -3005,14 +3008,14 @@ cdef class Wire:
             epoll_ctl(self.poll.epoll, EPOLL_CTL_DEL, self.fd, NULL)
         self.fd = -1
         self.fail(exception)
-        self.drop()
+        self.drop(False)
 
     def abandon(self):
         """In a forked child: close the copies of all descriptors in here, and leave the parent's epoll alone."""
         self.fd = -1
-        self.drop()
+        self.drop(True)
 
-    cdef void drop(self) noexcept:
+    cdef void drop(self, bint copies) noexcept:
         if self.poll is not None and self.poll.hot is self:
             self.poll.hot = None
         if self.is_fetched and self.fetched > 0:
@@ -3028,6 +3031,10 @@ cdef class Wire:
         self.ring = NULL
         self.ring_size = self.first = 0
         for fd in self.descriptors:
-            if fd is not None:
+            if fd is None:
+                continue
+            if copies:
+                close(fd)  # whoever has the other one may go on with its socket as it is
+            else:
                 let_go(fd)
         self.descriptors.clear()

@@ -528,6 +528,10 @@ def test_a_process_that_a_worker_starts_on_its_own_shares_nothing(start: Start) 
     assert who_answers(port) == 1
 
 
+def test_a_process_that_a_worker_starts_keeps_what_has_the_number_of_a_listener_that_is_closed(start: Start) -> None:
+    assert start(workers=1).do(1, "read_in_a_child", port=free_port()) == "from the pipe"
+
+
 def test_a_keep_alive_connection_stays_with_its_worker(start: Start) -> None:
     port = free_port()
     cluster = start()

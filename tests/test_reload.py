@@ -410,6 +410,27 @@ def test_workers_that_listen_on_nothing_settle_side_by_side(cluster_program: Pro
     program.finish()
 
 
+def test_processes_of_a_new_images_own_have_the_default_signal_handlers(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    forks = """    tell_events()
+
+    @cluster.on("online")
+    def terminate_a_child(worker):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            signal.pause()
+        os.kill(child, signal.SIGTERM)
+        tell("terminated", by=-os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    service = Service(cluster_program, tmp_path, 1)
+    service.release(1, {"    tell_events()\n": forks})
+    service.reload()
+    assert service.program.wait_for("terminated")["by"] == signal.SIGTERM
+    service.end()
+
+
 def test_a_script_whose_path_is_no_text_is_served_and_its_reload_says_so(
     cluster_program: Programs, tmp_path: pathlib.Path
 ) -> None:

@@ -427,6 +427,7 @@ class Cluster(Emitter):
         _cluster.abandon_balancer()  # without a primary too: the mutex has been locked for this fork
         if self._primary is not None:
             self._primary.abandon()
+            takeover.abandon()  # after the signals have their previous handlers again, which may be of there
             self._primary = self._reload = None
 
     def _become_worker(

@@ -242,8 +242,9 @@ def abandon() -> None:
     global primary
     primary = None
     for shared in _shared.values():
-        if not shared.is_datagram:
-            os.dup2(_quiet_descriptor(), shared.fd, inheritable=False)
+        with contextlib.suppress(OSError):  # closed by its number
+            if not shared.is_datagram and _identity_of(shared.fd) == shared.identity:
+                os.dup2(_quiet_descriptor(), shared.fd, inheritable=False)
     _shared.clear()
 
 

@@ -413,7 +413,7 @@ def _getsockopt(self: socket.socket, level: int, option: int, *rest: int) -> Any
 
 def _shutdown(self: socket.socket, how: int, /) -> None:
     """Shut down for this worker alone: shutdown(2) would end the listener of all that have a duplicate of it."""
-    # SHUT_WR harms no listener, and socketserver says it on each connection: no system call to see what this is.
+    # SHUT_WR harms no listener, and socketserver says it on each connection: no system call then to see what this is.
     shared = descriptors.find(self) if how == socket.SHUT_WR else descriptors.find_any(self)
     if shared is None or how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
         return _plain_shutdown(self, how)

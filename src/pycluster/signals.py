@@ -61,7 +61,9 @@ def hold_back() -> None:
     that is terminated as soon as it has been started.
     """
     if _ours:
-        _masks[native.get_ident()] = _signal.pthread_sigmask(signal.SIG_BLOCK, list(_ours))
+        # In two steps: the second one may raise what a handler of the user's raises, with the signals blocked.
+        _masks[native.get_ident()] = _signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        _signal.pthread_sigmask(signal.SIG_BLOCK, list(_ours))
 
 
 def let_in() -> None:

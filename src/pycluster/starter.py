@@ -134,8 +134,8 @@ class Starter:
             raise
         if pid == 0:
             self._start_copy(worker_id, slot, index, theirs, ours, env, settings, stdio).run(script, args)
-        self._starts.discard(begun)
         theirs.close()
+        self._starts.discard(begun)
         return Started(pid, pidfd, index, ours, stdio, rights_of(settings))
 
     def _start_copy(

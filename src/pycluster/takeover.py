@@ -391,6 +391,13 @@ def passing_signals_on() -> Iterator[None]:
         _uncatch(set(SIGNALS))
 
 
+def abandon() -> None:
+    """In a forked child: catch no signal for the primary any more."""
+    _caught.clear()
+    if _catcher is not None:
+        _uncatch(set(range(1, signal.NSIG)))
+
+
 def _uncatch(numbers: set[int]) -> None:
     for number in numbers:
         if signal.getsignal(number) is _catcher:

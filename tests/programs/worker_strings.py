@@ -152,6 +152,26 @@ def listen_in_a_child(port: int, other: int) -> dict[str, Any]:
     return answer
 
 
+def read_in_a_child(port: int) -> str:
+    """Close a listener by its number, so that a pipe gets that. Returns what a forked process reads there."""
+    number = socket.create_server(("127.0.0.1", port)).detach()
+    os.close(number)
+    pipe = os.pipe()
+    assert number in pipe
+    os.write(pipe[1], b"from the pipe")
+    answers, answer = os.pipe()
+    if os.fork() == 0:
+        signal.alarm(10)
+        os.write(answer, os.read(pipe[0], 100))
+        os._exit(0)
+    os.close(answer)
+    os.wait()
+    for fd in pipe:
+        os.close(fd)
+    with os.fdopen(answers) as file:
+        return file.read()
+
+
 def bind_again(name: str, port: int) -> int | None:
     """The errno of binding a listener once more."""
     try:
