@@ -354,7 +354,7 @@ def privileged_port() -> int:
 def _free_port(first: int, end: int) -> int:
     while True:
         port = random.randrange(first + _process, end, _processes)
-        if port not in _given and not _is_taken(port):
+        if port not in _given and is_free(port):
             _given.add(port)
             return port
 
@@ -365,16 +365,18 @@ _process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 _processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
-def _is_taken(port: int) -> bool:
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def is_free(port: int, kind: int = socket.SOCK_STREAM) -> bool:
+    """Whether no socket of this kind has a port on 127.0.0.1; connections that have ended do not count."""
+    with socket.socket(socket.AF_INET, kind) as sock:
+        if kind == socket.SOCK_STREAM:  # two datagram sockets with this option may both have it
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(("127.0.0.1", port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            return True
-    return False
+            return False
+    return True
 
 
 def is_listening(port: int) -> bool:

@@ -1,7 +1,6 @@
 """A cluster on strings, as a test holds them: see programs/puppet.py for what its processes can do."""
 
 import contextlib
-import errno
 import itertools
 import json
 import os
@@ -193,18 +192,6 @@ def cpu_s(pid: int) -> float:
     """The time that all threads of a process have had a processor."""
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def is_free(port: int) -> bool:
-    """Whether no UDP socket has a port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            return False
-    return True
 
 
 def refuses(function: Callable[[], object]) -> bool:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import pytest
 
-from harness import PATIENCE_S, free_port, is_stopped, wait_until
+from harness import PATIENCE_S, free_port, is_free, is_stopped, wait_until
 from programs.udp_servers import UDP_SERVERS
-from puppets import Start, cpu_s, is_free, worker_in
+from puppets import Start, cpu_s, worker_in
 
 RR_AND_NONE = ["rr", "none"]
 # One that is lost in a busy machine's buffers is sent again.
@@ -49,7 +49,9 @@ def test_two_workers_with_a_common_server_share_its_port(start: Start, kind: str
     assert [who_answers(port) for _ in range(4)] == [2] * 4
     cluster.do(0, "disconnect", worker=2)
     assert cluster.wait_for_exit(2) == (0, None)
-    assert wait_until(lambda: is_free(port))  # a process that ForkingUDPServer has started may live a moment longer
+    assert wait_until(
+        lambda: is_free(port, socket.SOCK_DGRAM)
+    )  # a process that ForkingUDPServer has started may live a moment longer
 
 
 @pytest.mark.parametrize("kind", ["udp", "datagram_endpoint", "udp_loop"])
@@ -163,7 +165,7 @@ def test_a_duplicate_is_the_same_socket(start: Start) -> None:
     cluster.begin(1, "receive", name="copy")
     assert who_answers(port) == 1
     cluster.do(1, "close", name="copy")
-    assert wait_until(lambda: is_free(port))
+    assert wait_until(lambda: is_free(port, socket.SOCK_DGRAM))
 
 
 @pytest.mark.parametrize("how", ["fromfd", "fileno"])
@@ -241,9 +243,9 @@ def test_a_port_is_free_when_the_last_worker_has_closed_it_and_can_be_bound_agai
         receiving = cluster.begin(2, "receive")
         assert who_answers(port) == 2
         cluster.result(receiving)
-        assert not is_free(port)
+        assert not is_free(port, socket.SOCK_DGRAM)
         cluster.do(2, "close")
-        assert wait_until(lambda: is_free(port))
+        assert wait_until(lambda: is_free(port, socket.SOCK_DGRAM))
 
 
 def test_a_worker_cannot_bind_a_port_twice_nor_a_socket_twice(start: Start) -> None:
@@ -259,7 +261,7 @@ def test_a_forgotten_socket_closes_like_a_plain_one(start: Start) -> None:
     cluster = start(workers=1)
     port = cluster.do(1, "bind_udp", port=free_port())["name"][1]
     cluster.do(1, "forget")
-    assert wait_until(lambda: is_free(port))
+    assert wait_until(lambda: is_free(port, socket.SOCK_DGRAM))
 
 
 def test_after_a_crash_the_port_stays_open_and_the_next_worker_gets_what_waits(start: Start) -> None:
@@ -294,7 +296,7 @@ def test_a_worker_shuts_a_socket_down_for_itself_alone(start: Start) -> None:
             assert cluster.do(2, "receive") == "waits"
             assert client.recv(100) == b"worker 2"
     cluster.do(2, "close")
-    assert wait_until(lambda: is_free(port))
+    assert wait_until(lambda: is_free(port, socket.SOCK_DGRAM))
 
 
 def test_a_disconnected_workers_socket_is_quiet_and_can_still_send(start: Start) -> None:
@@ -325,7 +327,7 @@ def test_a_disconnected_workers_socket_is_quiet_and_can_still_send(start: Start)
         # And one that is bound only now is quiet from the start.
         late = free_port()
         assert cluster.do(1, "bind_udp", name="late", port=late)["name"] == ["127.0.0.1", late]
-        assert is_free(late)
+        assert is_free(late, socket.SOCK_DGRAM)
         cluster.do(1, "drop")
     assert cluster.wait_for_exit(1) == (0, None)
 
@@ -368,7 +370,7 @@ def test_a_process_that_the_primary_forks_on_its_own_keeps_no_port(start: Start)
     try:
         cluster.do(0, "disconnect", worker=1)
         assert cluster.wait_for_exit(1) == (0, None)
-        assert is_free(port)
+        assert is_free(port, socket.SOCK_DGRAM)
     finally:
         os.kill(sleeper, signal.SIGKILL)
 

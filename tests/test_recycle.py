@@ -27,6 +27,16 @@ def use_up(port: int, count: int) -> None:
         request(port, REQUEST)
 
 
+def start_replacing(start: Start, **settings: Any) -> tuple[Puppets, int]:
+    """A cluster of one worker, in whose place another one is to come, which does not listen yet; and the port."""
+    cluster = start(workers=1, max_connections_per_worker=1, **settings)
+    port = free_port()
+    cluster.serve("accept_loop", port, 1)
+    use_up(port, 1)
+    cluster.program.wait_for("ready", worker=2)
+    return cluster, port
+
+
 # ---- The limits
 
 
@@ -99,11 +109,7 @@ def test_no_more_than_max_unavailable_are_replaced_at_a_time(start: Start, most:
 
 
 def test_a_successor_that_ends_before_it_is_up_leaves_the_old_one_to_serve(start: Start) -> None:
-    cluster = start(workers=1, max_connections_per_worker=1, respawn="on-failure")
-    port = free_port()
-    cluster.serve("accept_loop", port, 1)
-    use_up(port, 1)
-    cluster.program.wait_for("ready", worker=2)
+    cluster, port = start_replacing(start, respawn="on-failure")
     os.kill(cluster.pid(2), signal.SIGKILL)
     cluster.wait_for_exit(2)
     assert who_answers(port) == 1
@@ -128,11 +134,7 @@ def test_a_successor_that_is_not_up_in_time_is_ended(start: Start) -> None:
 
 
 def test_a_reload_waits_for_the_end_of_a_replacement_and_then_replaces_the_new_one(start: Start) -> None:
-    cluster = start(workers=1, max_connections_per_worker=1)
-    port = free_port()
-    cluster.serve("accept_loop", port, 1)
-    use_up(port, 1)
-    cluster.program.wait_for("ready", worker=2)
+    cluster, port = start_replacing(start)
     cluster.do(0, "reload")
     cluster.do(0, "stats")  # a dispatch later
     os.kill(cluster.pid(1), signal.SIGKILL)
@@ -147,11 +149,7 @@ def test_a_reload_waits_for_the_end_of_a_replacement_and_then_replaces_the_new_o
 
 @pytest.mark.parametrize("comes_up", [True, False])
 def test_a_successor_takes_the_place_of_an_old_one_that_crashes_meanwhile(start: Start, comes_up: bool) -> None:
-    cluster = start(workers=1, max_connections_per_worker=1, respawn="on-failure")
-    port = free_port()
-    cluster.serve("accept_loop", port, 1)
-    use_up(port, 1)
-    cluster.program.wait_for("ready", worker=2)
+    cluster, port = start_replacing(start, respawn="on-failure")
     os.kill(cluster.pid(1), signal.SIGKILL)
     cluster.wait_for_exit(1)
     assert not cluster.do(0, "waits_for_workers")
@@ -165,11 +163,7 @@ def test_a_successor_takes_the_place_of_an_old_one_that_crashes_meanwhile(start:
 
 
 def test_a_stop_in_the_middle_ends_both(start: Start) -> None:
-    cluster = start(workers=1, max_connections_per_worker=1)
-    port = free_port()
-    cluster.serve("accept_loop", port, 1)
-    use_up(port, 1)
-    cluster.program.wait_for("ready", worker=2)
+    cluster, _port = start_replacing(start)
     cluster.do(0, "disconnect_all")
     for worker in (1, 2):
         assert cluster.wait_for_exit(worker) == (0, None)

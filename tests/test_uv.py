@@ -3,15 +3,16 @@
 import contextlib
 import pathlib
 import signal
+import socket
 import ssl
 import subprocess
 
 import pytest
 
-from harness import PATIENCE_S, Program, Programs, connect, free_port, read_all, request, wait_until
+from harness import PATIENCE_S, Program, Programs, connect, free_port, is_free, read_all, request, wait_until
 from load import connections
 from programs.servers import UVLOOP_SERVERS
-from puppets import Start, is_free, who_answers
+from puppets import Start, who_answers
 
 pytest.importorskip("uvloop", reason="uvloop is not installed")
 
@@ -113,7 +114,7 @@ def test_a_datagram_endpoint_on_uvloop_opens_again_after_it_was_closed(cluster_p
     port = free_port()
     program = cluster_program("uvloop_cases", "datagrams", port)
     program.wait_for("closed")
-    assert wait_until(lambda: is_free(port)), "the primary holds it"
+    assert wait_until(lambda: is_free(port, socket.SOCK_DGRAM)), "the primary holds it"
     stop(program)
 
 

@@ -6,7 +6,6 @@ what an old worker has not accepted goes to another one.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -84,7 +83,7 @@ class Reload:
         self._timeout_s = 0.0
         self._queued_timeout_s = 0.0
         self._queued_last_id = 0
-        self._olds: deque[Worker] = deque()
+        self._olds: list[Worker] = []
         self._replacement: Replacement | None = None
         self._deadline = 0.0  # of the succession
         self._settling = Settling(primary, self._look)
@@ -228,7 +227,7 @@ class Reload:
             self._replace_next()
 
     def _replace_next(self) -> None:
-        self._olds = deque(old for old in self._olds if old.state not in LEAVING)
+        self._olds = [old for old in self._olds if old.state not in LEAVING]
         if not self._olds:
             self._step("none left")
             if self._staying():
