@@ -308,12 +308,16 @@ def _listen(self: socket.socket, backlog: int = 128, /) -> None:
 
 
 def _accept(self: socket.socket) -> tuple[int, Any]:
-    shared = descriptors.find_any(self)
-    if shared is None or shared.is_datagram:
+    # Once per connection: a channel, the usual case, takes few calls.
+    shared = descriptors.find(self) or descriptors.find_any(self)
+    if shared is None:
         return _plain_accept(self)  # type: ignore[no-any-return]
     try:
         if not shared.shut:
-            return _accept_shared(self, shared)
+            if shared.receiver is None:
+                return _accept_shared(self, shared)
+            timeout = _plain_gettimeout(self)
+            return shared.receiver.accept(None if timeout == FOREVER_S else timeout)
     except OSError:
         if not shared.shut:
             raise
@@ -321,9 +325,7 @@ def _accept(self: socket.socket) -> tuple[int, Any]:
 
 
 def _accept_shared(self: socket.socket, shared: descriptors.Shared) -> tuple[int, Any]:
-    if shared.receiver is not None:
-        return shared.receiver.accept(self.gettimeout())
-    if not shared.listening:
+    if shared.is_datagram or not shared.listening:
         return _plain_accept(self)  # type: ignore[no-any-return]
     timeout = self.gettimeout()
     deadline = time.monotonic() + (timeout or 0.0)
