@@ -187,8 +187,18 @@ def test_a_socket_made_of_the_descriptors_number_blocks_nobody(start: Start, how
 
 def test_port_0_is_private(start: Start) -> None:
     cluster = start()
-    ports = [cluster.do(worker, "bind_udp")["name"][1] for worker in (1, 2)]
-    assert ports[0] != ports[1]
+    sockets = [(worker, name) for worker in (1, 2) for name in ("one", "other")]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(PATIENCE_S)
+        for text in ("hello", "hello again"):
+            ports = {each: cluster.do(each[0], "bind_udp", name=each[1])["name"][1] for each in sockets}
+            assert len({*ports.values()} - {0}) == 4
+            for (worker, name), port in ports.items():
+                cluster.do(worker, "send_udp", name=name, port=receiver.getsockname()[1], text=text)
+                assert receiver.recvfrom(100) == (text.encode(), ("127.0.0.1", port))
+            for worker, name in sockets:
+                cluster.do(worker, "close", name=name)
     assert cluster.program.facts_of("listening") == []
 
 
@@ -250,10 +260,12 @@ def test_a_port_is_free_when_the_last_worker_has_closed_it_and_can_be_bound_agai
 
 def test_a_worker_cannot_bind_a_port_twice_nor_a_socket_twice(start: Start) -> None:
     cluster = start(workers=1)
-    port = cluster.do(1, "bind_udp", port=free_port())["name"][1]
-    with pytest.raises(OSError, match="in use") as raised:
-        cluster.do(1, "bind_udp", name="second", port=port)
-    assert raised.value.errno == errno.EADDRINUSE
+    port = cluster.do(1, "bind_udp", port=free_port(), reuse_address=True)["name"][1]
+    for reuse_address in (False, True):
+        with pytest.raises(OSError, match="in use") as raised:
+            cluster.do(1, "bind_udp", name="second", port=port, reuse_address=reuse_address)
+        assert raised.value.errno == errno.EADDRINUSE
+    cluster.do(1, "bind_udp", name="private", port=port, reuse_address=True, how="exclusive")
     assert cluster.do(1, "bind_again", name="it", port=free_port()) == errno.EINVAL
 
 

@@ -294,10 +294,17 @@ def accept(
 
 
 def bind_udp(
-    name: str = "it", port: int = 0, host: str = "127.0.0.1", how: str = "socket", reuse_port: bool = False
+    name: str = "it",
+    port: int = 0,
+    host: str = "127.0.0.1",
+    how: str = "socket",
+    reuse_address: bool = False,
+    reuse_port: bool = False,
 ) -> dict[str, Any]:
     """Bind a UDP socket under a name, shared or exclusive."""
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    if reuse_address:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if reuse_port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     with cluster.exclusive() if how == "exclusive" else contextlib.nullcontext():
