@@ -66,11 +66,12 @@ def test_workers_that_are_disconnected_from_both_sides_at_once_disconnect_once(c
     assert ends(ended) == [GRACEFUL] * 4
 
 
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
 @POLICIES
 def test_a_worker_that_listens_to_nothing_disconnects_beside_one_that_listens(
-    policy: str, cluster_program: Programs
+    policy: str, kind: str, cluster_program: Programs
 ) -> None:
-    ended = run(cluster_program, "two_who_listen_or_not", policy=policy)
+    ended = run(cluster_program, "two_who_listen_or_not", kind, free_port(), policy=policy)
     assert [fact["worker"] for fact in all_of(ended, "disconnect")] == [1, 2]
     assert ends(ended) == [GRACEFUL] * 2
 
@@ -110,7 +111,8 @@ def test_sys_exit_in_a_handler_ends_a_worker_with_that_status(
 
 
 def test_sys_exit_in_a_handler_ends_the_primary_with_that_status(cluster_program: Programs) -> None:
-    ended = run(cluster_program, "sys_exit", "primary", 7, returncode=7)
+    ended = run(cluster_program, "sys_exit_in_the_primary", 7, returncode=7)  # fails if the worker is left
+    assert len(all_of(ended, "listening")) == 1
     assert not all_of(ended, "end"), "run() has not returned"
 
 
@@ -137,11 +139,12 @@ def test_a_cluster_may_start_again_in_the_callback_of_disconnect(cluster_program
     assert ends(ended) == [GRACEFUL] * 6
 
 
+@pytest.mark.parametrize("where", ["script", "callback"])
 @POLICIES
 def test_a_port_of_the_primarys_own_is_refused_and_the_worker_can_still_disconnect(
-    policy: str, cluster_program: Programs
+    policy: str, where: str, cluster_program: Programs
 ) -> None:
-    ended = run(cluster_program, "own_port", policy=policy)
+    ended = run(cluster_program, "own_port", where, policy=policy)
     assert only(ended, "refused")["errno"] == errno.EADDRINUSE
     assert ends(ended) == [GRACEFUL]
 

@@ -39,6 +39,8 @@ def test_a_worker_exits_with_the_status_of_its_script(way: str, code: int, clust
     exit = only(ended.facts, "exit")
     assert (exit["code"], exit["signal"], exit["asked"]) == (code, None, False)
     assert exit["state"] == "dead"
+    disconnect = only(ended.facts, "disconnect")
+    assert (disconnect["state"], disconnect["asked"]) == ("disconnected", False)
     if way == "message":
         assert ended.stderr == "this is why\n"
     assert ended.returncode == 0, "how a worker ends is no failure of the primary"
@@ -113,7 +115,14 @@ def test_a_killed_worker_says_by_which_signal_and_whether_it_was_asked(
     facts = cluster_program("killed", way).finish().facts
     exit = only(facts, "exit")
     assert (exit["code"], exit["signal"], exit["asked"]) == (None, name, asked)
-    assert only(facts, "disconnect")["asked"] is asked
+    disconnect = only(facts, "disconnect")
+    assert (disconnect["state"], disconnect["asked"]) == ("disconnected", asked)
+
+
+@pytest.mark.parametrize(("way", "asked"), [("kill", True), ("process", False)])
+def test_a_worker_that_computes_for_ever_can_be_killed(way: str, asked: bool, cluster_program: Programs) -> None:
+    exit = only(cluster_program("killed", way, "spin").finish().facts, "exit")
+    assert (exit["code"], exit["signal"], exit["asked"]) == (None, "SIGTERM", asked)
 
 
 def test_exited_after_disconnect_is_none_until_the_worker_disconnects_or_exits(cluster_program: Programs) -> None:
@@ -178,6 +187,8 @@ def test_disconnect_is_emitted_in_the_worker_too(cluster_program: Programs) -> N
     waits, gone = only(facts, "waits"), only(facts, "gone")
     assert (waits["state"], waits["asked"], waits["connected"]) == ("online", None, True)
     assert (gone["state"], gone["asked"], gone["connected"]) == ("disconnected", True, False)
+    in_primary = only(facts, "disconnect")
+    assert (in_primary["state"], in_primary["asked"]) == ("disconnected", True)
     asked = only(facts, "asked")
     assert (asked["same"], asked["state"]) == (True, "disconnecting")
 
@@ -230,6 +241,8 @@ def test_workers_disconnected_as_soon_as_they_are_forked_end_with_0(how: str, cl
     facts = cluster_program("at_once", how).finish().facts
     ends = [(fact["code"], fact["signal"], fact["asked"]) for fact in facts if fact["event"] == "exit"]
     assert ends == [(0, None, True)] * 12
+    told = [fact["event"] for fact in facts if fact["event"] in ("disconnect", "callback")]
+    assert told == ["disconnect"] * 12 + ["callback"] * (how == "all")
 
 
 def test_workers_killed_as_soon_as_they_are_forked_report_the_signal(cluster_program: Programs) -> None:

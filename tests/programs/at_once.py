@@ -11,7 +11,7 @@ if cluster.is_primary:
     workers = [cluster.fork() for _ in range(12)]
     tell("states", states=[worker.state for worker in workers])
     if sys.argv[1] == "all":
-        cluster.disconnect()
+        cluster.disconnect(lambda: tell("callback"))
     for worker in workers:
         if sys.argv[1] == "disconnect":
             worker.disconnect()

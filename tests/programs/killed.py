@@ -1,4 +1,7 @@
-"""A worker that the primary kills when it waits, in a way named by the argument; what is known of it in between."""
+"""A worker that the primary kills when it waits; what is known of it in between.
+
+Arguments: the way, and "spin" for a worker that computes for ever instead of sleeping.
+"""
 
 import os
 import signal
@@ -70,4 +73,6 @@ else:
     if sys.argv[1] == "itself":
         assert cluster.worker is not None
         cluster.worker.kill("SIGTERM")
+    while sys.argv[2:] == ["spin"]:
+        pass
     time.sleep(60)

@@ -108,7 +108,7 @@ def worker_from_both_sides() -> None:
     sleep()
 
 
-def primary_two_who_listen_or_not() -> None:
+def primary_two_who_listen_or_not(kind: str, port: str) -> None:
     """One worker that listens to nothing is disconnected, then all are."""
     idle = cluster.fork({"LISTENS": ""})
     idle.on("online", lambda: cluster.fork({"LISTENS": "1"}))
@@ -116,11 +116,13 @@ def primary_two_who_listen_or_not() -> None:
     cluster.on("listening", lambda worker, address: idle.disconnect())
 
 
-def worker_two_who_listen_or_not() -> None:
-    if os.environ["LISTENS"]:
-        listener = cluster.listen(("127.0.0.1", 0))
-        tell("listens", port=listener.getsockname()[1])
-    sleep()
+def worker_two_who_listen_or_not(kind: str, port: str) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as sock:
+        if os.environ["LISTENS"]:
+            sock.bind(("127.0.0.1", int(port)))
+            if kind == "tcp":
+                sock.listen()
+        sleep()
 
 
 def primary_connected_and_disconnected() -> None:
@@ -189,8 +191,6 @@ def primary_sys_exit(where: str, status: str) -> None:
     worker = cluster.fork()
     asks = where in ("message", "error")
     worker.on("message", lambda message, handle: worker.send("exit") if asks else worker.disconnect())
-    if where == "primary":
-        worker.on("disconnect", lambda: sys.exit(int(status)))
 
 
 def worker_sys_exit(where: str, status: str) -> None:
@@ -216,6 +216,16 @@ def worker_sys_exit(where: str, status: str) -> None:
         cluster.on("error", leave)
     process.send("ready")
     sleep()
+
+
+def primary_sys_exit_in_the_primary(status: str) -> None:
+    cluster.fork()
+    cluster.on("listening", lambda worker, address: sys.exit(int(status)))
+
+
+def worker_sys_exit_in_the_primary(status: str) -> None:
+    with cluster.listen(("127.0.0.1", 0)) as listener:
+        listener.accept()
 
 
 def primary_in_a_destructor() -> None:
@@ -294,18 +304,31 @@ def worker_start_again() -> None:
     sleep()
 
 
-def primary_own_port() -> None:
+def primary_own_port(where: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     cluster.fork({"PORT": str(listener.getsockname()[1])})
     cluster.on("exit", lambda *_: listener.close())
 
 
-def worker_own_port() -> None:
-    try:
-        socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
-    except OSError as error:
-        tell("refused", errno=error.errno)
-        own().disconnect()
+def worker_own_port(where: str) -> None:
+    def listen() -> None:
+        """Disconnect when that fails, and still raise."""
+        try:
+            socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
+        except OSError as error:
+            tell("refused", errno=error.errno)
+            own().disconnect()
+            raise
+
+    if where == "callback":
+        import asyncio
+
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        loop.call_soon(listen)
+        loop.run_forever()
+    with contextlib.suppress(OSError):
+        listen()
     sleep()
 
 
