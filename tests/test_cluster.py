@@ -24,6 +24,14 @@ def test_the_events_of_a_worker_come_in_order_on_the_worker_and_on_the_cluster(c
     assert [what for by, what in heard if by == "worker"] == ["online", "listening", "listening", "disconnect", "exit"]
     expected = ["fork", "online", "listening", "listening", "disconnect", "exit"]
     assert [what for by, what in heard if by == "cluster"] == expected
+    states = {(fact["what"], fact["state"]) for fact in facts if fact["event"] == "heard"}
+    assert states == {
+        ("fork", "none"),
+        ("online", "online"),
+        ("listening", "listening"),
+        ("disconnect", "disconnected"),
+        ("exit", "dead"),
+    }
     assert facts[0]["event"] == "forked", "fork is emitted by the next dispatch, so that handlers can still be added"
     assert facts[0]["state"] == "none"
 
@@ -64,7 +72,7 @@ def test_a_worker_leaves_workers_before_the_later_of_disconnect_and_exit(cluster
     facts = program.finish().facts
     for worker in (1, 2, 3):
         ends = [fact for fact in facts if fact["event"] in ("disconnect", "exit") and fact["worker"] == worker]
-        assert len(ends) == 2
+        assert sorted(fact["event"] for fact in ends) == ["disconnect", "exit"]
         assert worker in ends[0]["workers"]
         assert worker not in ends[1]["workers"]
         assert [event for event in events_of(facts, worker) if event in ("fork", "online")] == ["fork", "online"]
@@ -212,6 +220,11 @@ def test_an_uncaught_exception_in_the_primarys_script_ends_the_workers(cluster_p
     assert ended.returncode == 1
     assert "LookupError: in the primary" in ended.stderr
     assert not [fact for fact in ended.facts if fact["event"] == "exit"]
+
+
+def test_an_excepthook_may_choose_the_status_with_which_the_primary_ends(cluster_program: Programs) -> None:
+    ended = cluster_program("implicit", "raises", 42).finish()  # fails if a worker is left
+    assert (ended.returncode, ended.stderr) == (42, "")
 
 
 # ---- Roles

@@ -30,9 +30,9 @@ def method(request: pytest.FixtureRequest) -> str:
 def show(cluster_program: Programs, method: str) -> Show:
     """Start settings_shown.py, whose worker shows what it was started with."""
 
-    def show(env: dict[str, str] | None = None, **settings: Any) -> Program:
+    def show(env: dict[str, str] | None = None, before: dict[str, str] | None = None, **settings: Any) -> Program:
         told = json.dumps({"start_method": method, **settings})
-        return cluster_program("settings_shown", told, json.dumps(env or {}))
+        return cluster_program("settings_shown", told, json.dumps(env or {}), env=before)
 
     return show
 
@@ -199,9 +199,9 @@ def test_cwd_is_the_workers_directory_and_the_script_is_still_found(
 
 
 def test_env_given_to_fork_is_added_to_the_workers_environment(show: Show) -> None:
-    program = show(env={"GIVEN": "worth"})
+    program = show(env={"GIVEN": "worth", "NEW": "too"}, before={"GIVEN": "something else", "KEPT": "as it was"})
     shown = program.wait_for("shown")
-    assert (shown["env"], shown["home"]) == ("worth", True)
+    assert (shown["env"], shown["new"], shown["kept"]) == ("worth", "too", "as it was")
     program.finish()
 
 

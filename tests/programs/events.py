@@ -15,7 +15,7 @@ if cluster.is_primary:
 
     def watch(emitter: Any, name: str, event: str) -> None:
         def handler(*args: Any) -> None:
-            tell("heard", by=name, what=event, args=[repr(arg) for arg in args])
+            tell("heard", by=name, what=event, state=worker.state, args=[repr(arg) for arg in args])
 
         emitter.on(event, handler)
 

@@ -1,6 +1,10 @@
-"""A primary whose script ends without run(). Argument: how it ends."""
+"""A primary whose script ends without run().
+
+Arguments: how it ends, and the status with which its excepthook ends it if it has one.
+"""
 
 import atexit
+import os
 import sys
 import time
 
@@ -13,6 +17,8 @@ if cluster.is_primary:
     cluster.fork()
     cluster.fork()
     tell("end of script")
+    if sys.argv[2:]:
+        sys.excepthook = lambda *_: os._exit(int(sys.argv[2]))
     if sys.argv[1] == "raises":
         cluster.dispatch(5)
         raise LookupError("in the primary")
