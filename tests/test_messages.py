@@ -266,6 +266,15 @@ def test_a_worker_that_listens_for_no_messages_ends_with_its_script(cluster_prog
     assert (exit["code"], exit["asked"], exit["answers"]) == (0, False, 1)
 
 
+@pytest.mark.parametrize(("how", "answers"), [("once", 2), ("goes", 2), ("is removed by a thread", 1)])
+def test_a_worker_whose_script_has_ended_ends_when_its_last_listener_for_messages_has_gone(
+    how: str, answers: int, cluster_program: Programs
+) -> None:
+    """Once that has returned: what it does last still arrives."""
+    exit = only(cluster_program("stays", how).finish().facts, "exit")
+    assert (exit["code"], exit["asked"], exit["answers"]) == (0, False, answers)
+
+
 ENDS = [("returns", 0), ("exits", 3), ("raises", 1), ("disconnects", 0)]
 
 

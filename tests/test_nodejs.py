@@ -102,7 +102,15 @@ def test_a_stopped_worker_obeys_when_it_goes_on(cluster_program: Programs) -> No
 
 
 @pytest.mark.parametrize(
-    ("where", "asked"), [("message", False), ("error", False), ("disconnect", True), ("asyncio", True)]
+    ("where", "asked"),
+    [
+        ("message", False),
+        ("message once", False),
+        ("error", False),
+        ("disconnect", True),
+        ("disconnect, when the script has ended", True),
+        ("asyncio", True),
+    ],
 )
 def test_sys_exit_in_a_handler_ends_a_worker_with_that_status(
     where: str, asked: bool, cluster_program: Programs

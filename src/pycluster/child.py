@@ -90,9 +90,13 @@ class Child:
         self._unheard: deque[tuple[object, Handle | None]] = deque()
         for emitter in (self.worker, self.worker.process):
             emitter.on_listener = self._on_listener
+            emitter.on_removal = self._on_removal
             emitter.on_exit = self.on_exit
         self._sweep_at = 0.0  # by time.monotonic(); inf while no connection is open
         self._closed = native.Event()
+        self._has_listened = False  # whether there ever was a listener for messages
+        self._stays = False  # the script has ended, and the main thread waits for `_over`
+        self._over = native.Event()
         self._script_runs = False
         self._ending: SystemExit | None = None
         self._end_delivered = False
@@ -203,6 +207,9 @@ class Child:
                 self._poll(None)
             else:
                 self._poll(self._look_at_connections())
+            # Here, and not where a listener goes: no handler is in the middle of its work.
+            if self._stays and (self._ending is not None or not self._has_message_listeners()):
+                self._over.set()
         self._controlled = False
         # Callbacks of what could not be written any more.
         self._run_deferred()
@@ -304,8 +311,14 @@ class Child:
         return self.worker.process.hears("message") or self.worker.hears("message")
 
     def _on_listener(self, event: str) -> None:
-        if event == "message" and self._unheard:
-            self.defer(self._deliver)
+        if event == "message":
+            self._has_listened = True
+            if self._unheard:
+                self.defer(self._deliver)
+
+    def _on_removal(self) -> None:
+        if self._stays and self._controlled:
+            os.eventfd_write(self._wake, 1)  # for another look at who listens; not from here, under the emitter's lock
 
     # The end
 
@@ -346,6 +359,7 @@ class Child:
         for emitter in (self.worker.process, self.worker):
             emitter.settle(HANDLERS_S)
         self._ending = self._ending or SystemExit(0)
+        self._over.set()
         self._end_script()
 
     @contextlib.contextmanager
@@ -425,9 +439,17 @@ class Child:
         native.start_new_thread(self._end_script, ())
 
     def _wait_for_messages(self) -> None:
-        """As in Node.js, a script that has ended stays for the messages that it listens for."""
-        if self._has_message_listeners():
-            self._closed.wait()
+        """A script that has ended stays while it listens for messages, and while one is being handled."""
+        if not self._has_listened:
+            return
+        self.defer(self._stay)
+        self._over.wait()
+        if self._ending is not None and not self._end_delivered:
+            self._end_delivered = True
+            raise self._ending
+
+    def _stay(self) -> None:
+        self._stays = True
 
     def _leave(self, status: int) -> NoReturn:
         """End the process as the interpreter would, with this process's own atexit functions."""
@@ -457,6 +479,7 @@ class Child:
         if self._epoll.closed:
             return  # forked by such a process: the numbers of what was open here may be its own files' by now
         self._closed.set()
+        self._over.set()
         self._controlled = False
         self._channel.abandon()
         descriptors.abandon()

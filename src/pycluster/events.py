@@ -34,6 +34,7 @@ class Emitter(EventEmitter):
         # What `emit` calls, by event: made when it is first asked for after a change.
         self._called: dict[str, tuple[_Handler, ...]] = {}
         self.on_listener: Callable[[str], None] | None = None  # is told of each event that got a listener
+        self.on_removal: Callable[[], None] | None = None  # is told that some have gone; the lock may be held
         self.on_exit: Callable[[SystemExit], None] | None = None  # gets a handler's sys.exit(), which else goes on
 
     def forget_listeners(self) -> None:
@@ -54,11 +55,15 @@ class Emitter(EventEmitter):
     def _remove_listener(self, event: str, f: Callable[..., Any]) -> None:
         super()._remove_listener(event, f)
         self._called.pop(event, None)
+        if self.on_removal is not None:
+            self.on_removal()
 
     def remove_all_listeners(self, event: str | None = None) -> None:
         """Remove the listeners of an event, or all."""
         super().remove_all_listeners(event)
         self._called.clear()
+        if self.on_removal is not None:
+            self.on_removal()
 
     def emit(self, event: str, *args: Any, **kwargs: Any) -> bool:
         """Call the event's listeners with these arguments, in the order of their registration.

@@ -3,6 +3,7 @@
 Arguments: the case (the name of two functions below, `primary_…` and `worker_…`), and what it takes.
 """
 
+import atexit
 import contextlib
 import importlib
 import io
@@ -189,13 +190,20 @@ def worker_stopped(how: str) -> None:
 
 def primary_sys_exit(where: str, status: str) -> None:
     worker = cluster.fork()
-    asks = where in ("message", "error")
+    asks = where in ("message", "message once", "error")
     worker.on("message", lambda message, handle: worker.send("exit") if asks else worker.disconnect())
 
 
 def worker_sys_exit(where: str, status: str) -> None:
     def leave(*_: object) -> None:
         sys.exit(int(status))
+
+    def leave_late(*_: object) -> None:
+        """Leave, unless the main thread does before that."""
+        gone = threading.Event()
+        atexit.register(gone.set)
+        gone.wait(0.2)
+        leave()
 
     def fail(*_: object) -> None:
         raise LookupError("this is for the listener")
@@ -214,8 +222,14 @@ def worker_sys_exit(where: str, status: str) -> None:
     if where == "error":
         own().on("message", fail)
         cluster.on("error", leave)
+    if where == "message once":
+        own().once("message", leave)
+    if where == "disconnect, when the script has ended":
+        own().on("message", fail)
+        own().on("disconnect", leave_late)
     process.send("ready")
-    sleep()
+    if where not in ("message once", "disconnect, when the script has ended"):
+        sleep()
 
 
 def primary_sys_exit_in_the_primary(status: str) -> None:
