@@ -417,6 +417,29 @@ def test_closing_a_listener_with_connections_that_wait_gives_them_to_the_other_w
         assert [read_all(client) for client in clients] == [b"worker 2"] * 4
 
 
+def is_closed(client: socket.socket) -> bool:
+    """Whether the other side closes a connection, unread or not."""
+    with contextlib.suppress(ConnectionResetError):
+        return read_all(client) == b""
+    return True
+
+
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_closing_the_last_listener_closes_the_connections_that_wait_for_it(start: Start, policy: str) -> None:
+    cluster = start(workers=1, policy=policy)
+    cluster.do(1, "listen", port=free_port())
+    cluster.do(1, "close")  # what the first listener of all opens stays open
+    before = [cluster.do(who, "descriptors") for who in (0, 1)]
+    port = cluster.do(1, "listen", port=free_port())["name"][1]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connect(port)) for _ in range(2)]
+        assert policy == "none" or wait_until(lambda: cluster.do(0, "stats")["pending"] == 2)
+        cluster.do(1, "close")
+        assert all(map(is_closed, clients))
+    assert is_refused(port)
+    assert wait_until(lambda: [cluster.do(who, "descriptors") for who in (0, 1)] == before)
+
+
 def test_a_disconnecting_workers_new_listener_is_quiet(start: Start) -> None:
     cluster = start()
     port, other = cluster.do(1, "listen", port=free_port())["name"][1], free_port()

@@ -1,6 +1,7 @@
 """What Node.js's own tests show of its cluster and no other test here shows of ours; see docs/nodejs-parity.md."""
 
 import errno
+import signal
 import socket
 
 import pytest
@@ -84,6 +85,23 @@ def test_a_client_that_has_just_connected_does_not_keep_workers_that_disconnect(
 
 
 @POLICIES
+def test_a_worker_may_be_disconnected_while_another_one_starts(policy: str, cluster_program: Programs) -> None:
+    ended = run(cluster_program, "disconnected_while_another_starts", policy=policy)
+    assert sorted(fact["worker"] for fact in all_of(ended, "disconnect")) == [1, 2]
+    assert ends(ended) == [GRACEFUL] * 2
+
+
+def test_a_worker_that_disconnects_itself_waits_for_the_primarys_answer(cluster_program: Programs) -> None:
+    program = cluster_program("nodejs", "disconnects_without_the_primary")
+    program.wait_for("asked")
+    assert not program.facts_of("gone")
+    program.send_signal(signal.SIGCONT)
+    ended = program.finish()
+    assert len(all_of(ended, "gone")) == 1
+    assert ends(ended) == [GRACEFUL]
+
+
+@POLICIES
 def test_workers_that_are_disconnected_before_they_listen_end(policy: str, cluster_program: Programs) -> None:
     ended = run(cluster_program, "disconnected_at_once", policy=policy)
     assert len(all_of(ended, "disconnect")) == 4
@@ -162,7 +180,7 @@ def test_a_worker_may_close_a_shared_server_and_listen_to_port_0_again(policy: s
     ended = run(cluster_program, "restart", policy=policy)
     ports = [(fact["worker"], fact["port"]) for fact in all_of(ended, "listening")]
     assert [worker for worker, _ in ports] == [1, 2, 2]
-    assert all(ports[0][1] for _, port in ports)
+    assert all(isinstance(port, int) and port for _, port in ports)
     assert ports[0][1] == ports[1][1] != ports[2][1], "its second call is another port's first"
     assert ends(ended) == [GRACEFUL] * 2
 
@@ -201,7 +219,9 @@ def test_a_worker_gets_the_arguments_that_the_primary_has_when_it_forks(cluster_
 
 def test_each_call_of_setup_primary_emits_its_settings(cluster_program: Programs) -> None:
     told = all_of(run(cluster_program, "setups"), "set up")
-    assert [fact["args"] for fact in told] == [["one"], ["two"], ["three"], ["three"]]
+    settings = [[fact["args"], fact["silent"]] for fact in told]
+    assert settings == [[["one"], False], [["two"], False], [["three"], False], [["three"], False], [["three"], True]]
+    assert [fact["in_force"] for fact in told] == [settings[-1]] * 5
 
 
 # ---- Messages

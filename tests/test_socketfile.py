@@ -118,8 +118,9 @@ def test_a_shared_listener_says_of_itself_what_a_plain_one_says(start: Start, pa
 @pytest.mark.parametrize("policy", RR_AND_NONE)
 @pytest.mark.parametrize("how", ["socket", "cluster"])
 def test_a_relative_path_is_the_workers_own(start: Start, directory: pathlib.Path, how: str, policy: str) -> None:
-    cluster = start(policy=policy, cwd=str(directory))
+    cluster = start(policy=policy)
     for worker, path in ((1, "socket"), (2, "./socket")):
+        cluster.do(worker, "change_directory", path=str(directory))
         assert cluster.do(worker, "listen", path=path, how=how)["name"] == path
         cluster.do(worker, "serve_in_a_thread")
         heard = cluster.program.wait_for("listening", worker=worker)
@@ -139,7 +140,7 @@ def test_a_short_relative_path_may_be_a_long_absolute_one(start: Start, director
     assert cluster.shares(lambda: [who_answers_at(path) for _ in range(4)], 1, 2) == [2, 2]
     cluster.do(0, "disconnect_all")
     for worker in (1, 2):
-        cluster.wait_for_exit(worker)
+        assert cluster.wait_for_exit(worker) == (0, None)
     assert is_closed(path)
 
 

@@ -102,6 +102,7 @@ KILLS = [
     ("by name", "SIGUSR1", True),
     ("by number", "SIGKILL", True),
     ("process", "SIGTERM", False),
+    ("process by name", "SIGKILL", False),
     ("outside", "SIGKILL", False),
     ("twice", "SIGTERM", True),
     ("itself", "SIGTERM", True),
@@ -185,8 +186,9 @@ def test_a_worker_that_is_disconnected_twice_disconnects_once(who: str, cluster_
 def test_disconnect_is_emitted_in_the_worker_too(cluster_program: Programs) -> None:
     facts = cluster_program("disconnected", "sleep", "primary", 1).finish().facts
     waits, gone = only(facts, "waits"), only(facts, "gone")
-    assert (waits["state"], waits["asked"], waits["connected"]) == ("online", None, True)
-    assert (gone["state"], gone["asked"], gone["connected"]) == ("disconnected", True, False)
+    waits, gone = only(facts, "waits"), only(facts, "gone")
+    assert (waits["state"], waits["asked"], waits["connected"], waits["dead"]) == ("online", None, [True] * 2, False)
+    assert (gone["state"], gone["asked"], gone["connected"], gone["dead"]) == ("disconnected", True, [False] * 2, False)
     in_primary = only(facts, "disconnect")
     assert (in_primary["state"], in_primary["asked"]) == ("disconnected", True)
     asked = only(facts, "asked")

@@ -48,6 +48,16 @@ def do(what: str) -> None:
         pass
 
 
+def state_of(worker: Worker) -> dict[str, object]:
+    """What a worker says of itself."""
+    return {
+        "state": worker.state,
+        "asked": worker.exited_after_disconnect,
+        "connected": [worker.is_connected(), process.connected],
+        "dead": worker.is_dead(),
+    }
+
+
 what, who = sys.argv[1:3]
 times = int(sys.argv[3])
 if cluster.is_primary:
@@ -68,10 +78,9 @@ else:
     @worker.on("disconnect")
     def on_disconnect() -> None:
         assert worker is not None
-        facts = {"asked": worker.exited_after_disconnect, "state": worker.state}
-        tell("gone", connected=process.connected, thread=threading.current_thread().name, **facts)
+        tell("gone", thread=threading.current_thread().name, **state_of(worker))
 
-    tell("waits", state=worker.state, asked=worker.exited_after_disconnect, connected=worker.is_connected())
+    tell("waits", **state_of(worker))
     if who == "primary":
         process.send("disconnect me")
     else:

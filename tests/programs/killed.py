@@ -35,6 +35,8 @@ def kill(worker: Worker, way: str) -> None:
         worker.kill(signal.SIGKILL)
     elif way == "process":
         worker.process.kill()
+    elif way == "process by name":
+        worker.process.kill("SIGKILL")
     elif way == "outside":
         os.kill(worker.process.pid, signal.SIGKILL)
     elif way == "twice":

@@ -127,13 +127,13 @@ def worker_two_who_listen_or_not(kind: str, port: str) -> None:
 
 
 def primary_connected_and_disconnected() -> None:
-    """A client connects to the one worker that listens, and both workers are disconnected."""
+    """A client connects to the one worker that listens while the other one begins to, and both are disconnected."""
     clients: list[socket.socket] = []
-    first = cluster.fork({"LISTENS": "1"})
+    first = cluster.fork()
 
     @first.on("listening")
     def on_listening(address: Address) -> None:
-        second = cluster.fork({"LISTENS": ""})
+        second = cluster.fork()
 
         @second.on("online")
         def on_online() -> None:
@@ -148,11 +148,39 @@ def primary_connected_and_disconnected() -> None:
 
 
 def worker_connected_and_disconnected() -> None:
-    if os.environ["LISTENS"]:
-        listener = cluster.listen(("127.0.0.1", 0))
-        while True:
-            with listener.accept()[0] as connection, contextlib.suppress(OSError):
-                connection.sendall(b"bye")
+    listener = cluster.listen(("127.0.0.1", 0))
+    while True:
+        with listener.accept()[0] as connection, contextlib.suppress(OSError):
+            connection.sendall(b"bye")
+
+
+def primary_disconnected_while_another_starts() -> None:
+    first = cluster.fork()
+
+    @first.on("listening")
+    def on_listening(address: Address) -> None:
+        second = cluster.fork()
+        first.disconnect()
+        second.on("online", second.disconnect)
+
+
+worker_disconnected_while_another_starts = worker_connected_and_disconnected
+
+
+def primary_disconnects_without_the_primary() -> None:
+    cluster.fork()
+
+
+def worker_disconnects_without_the_primary() -> None:
+    """Disconnect while the primary is stopped. Says so when the control thread has done all that it does of itself."""
+    from harness import is_stopped  # only here: most cases need none of what it imports
+
+    own().on("disconnect", lambda: tell("gone"))
+    os.kill(os.getppid(), signal.SIGSTOP)
+    while not is_stopped(os.getppid()):
+        time.sleep(0.001)
+    own().disconnect()
+    process.send("a message", callback=lambda error: tell("asked"))
     sleep()
 
 
@@ -432,11 +460,13 @@ def worker_arguments(*arguments: str) -> None:
 def primary_setups() -> None:
     @cluster.on("setup")
     def on_setup(settings: Settings) -> None:
-        tell("set up", args=settings.args, in_force=cluster.settings.args)
+        in_force = cluster.settings.args, cluster.settings.silent
+        tell("set up", args=settings.args, silent=settings.silent, in_force=in_force)
 
     for name in ("one", "two", "three"):
         cluster.setup_primary(args=[name])
     cluster.setup_primary()
+    cluster.setup_primary(silent=True)
 
 
 worker_setups = fail

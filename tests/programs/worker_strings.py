@@ -73,6 +73,10 @@ def listen(
     return describe(name)
 
 
+def change_directory(path: str) -> None:
+    os.chdir(path)
+
+
 def describe(name: str = "it") -> dict[str, Any]:
     """What the methods of a listener say of it."""
     sock = listeners[name]
