@@ -450,13 +450,14 @@ def test_who_waits_to_be_started_when_it_is_given_up_is_not(command: Start, tmp_
     late = "import sys, time, pycluster; time.sleep(0.15 * pycluster.cluster.worker.slot); sys.exit(1)"
     release(script, 1, late)
     program = command("run", "-w", 2, "--reload-on-change", script, port)
-    wait_for(program, "given-up")
+    [given_up] = wait_for(program, "given-up")
     wait_for(program, "watching")
     release(script, 2)
     wait_for(program, "listening", 2)
     wait_for(program, "reloaded")
     ends_well(program, 2)
-    assert len(logged(program, "started")) == 5
+    # On a slow machine the second place may be late, and nobody waits then.
+    assert len([fact for fact in logged(program, "started") if fact["time"] > given_up["time"]]) == 2
 
 
 def test_sighup_reloads_and_what_it_has_started_is_looked_after(command: Start) -> None:
