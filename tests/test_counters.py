@@ -149,6 +149,7 @@ def test_stats_tell_of_each_worker_and_of_all(start: Start) -> None:
 
 def test_stats_count_the_users_messages(start: Start) -> None:
     cluster = start()
+    cluster.program.wait_for("online", worker=2)
     before = cluster.do(0, "stats")
     for _ in range(3):
         cluster.do(1, "send", text="hello")  # it takes one message to make it send one
