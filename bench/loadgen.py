@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     keepalive: bool  # many requests on a connection; otherwise each has one of its own
     identify: bool  # count answers by who gave them: the line after the echo, or the first line of the body
     slow: float  # the part of the requests, at random, that asks to be slow; 0
+    seed: int  # of that, up to 65535: equal seeds give every server the same requests; 0
     size: int  # bytes of an echo request, 1 to 64; 1
     path: str  # of an HTTP request; /
     warmup_s: float  # before counting begins; 0
@@ -48,6 +49,7 @@ LETTERS = {
     "clients": "-c",
     "rate": "-r",
     "slow": "-s",
+    "seed": "-S",
     "seconds": "-d",
     "requests": "-n",
     "mode": "-m",
@@ -81,8 +83,10 @@ class Load:
     """What the client saw.
 
     ``requests`` and ``latency`` leave the warm-up out; ``errors`` never does, ``connects`` counts every attempt, and
-    ``completed`` every answer: what the server's processor time was spent on. ``shares`` maps whoever answered to how
-    often, the warm-up included; it is empty without ``identify``.
+    ``completed`` every answer: what the server's processor time was spent on. ``rate`` is of the answers in the time
+    that counts, in an open loop too, where ``requests`` are those scheduled then. ``late`` is how long after it was
+    scheduled, and a connection was free, the client began a request of an open loop. ``shares`` maps whoever answered
+    to how often, the warm-up included; it is empty without ``identify``.
     """
 
     requests: int
@@ -94,6 +98,8 @@ class Load:
     cpu_seconds: float
     last_errno: int
     errors: Mapping[str, int]
+    late_p50_us: float
+    late_p99_us: float
     latency: Latency
     histogram: Sequence[tuple[float, int]]  # microseconds, how many; to 3 %
     shares: Mapping[str, int]
@@ -120,14 +126,17 @@ def run(port: int, *, limit_s: float | None = None, **options: Unpack[Options]) 
       **options: see :class:`Options`.
 
     Raises:
-      subprocess.TimeoutExpired: it was not done within ``limit_s``.
-      RuntimeError: the client itself failed. What the *server* does wrong is counted, in ``Load.errors``.
+      RuntimeError: the client itself failed, or was not done within ``limit_s``. What the *server* does wrong is
+        counted, in ``Load.errors``.
     """
     if limit_s is None:
         limit_s = options.get("requests", 0) / SLOWEST_RATE + options.get("seconds", 0)
         limit_s += options.get("warmup_s", 0) + options.get("timeout_s", 5.0) + SPARE_S
     words = command(port, **options)
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s)
+    try:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s)
+    except (OSError, subprocess.TimeoutExpired) as exception:
+        raise RuntimeError(str(exception)) from None
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip()}")
     return Load.from_json(done.stdout)

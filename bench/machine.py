@@ -19,8 +19,19 @@ def describe() -> dict[str, str]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "pycluster": _version("pycluster"),
         "uvloop": _version("uvloop"),
-        "load before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
+        "load before": load(),
     }
+
+
+def load() -> str:
+    """The load averages of the last 1, 5 and 15 minutes."""
+    return " ".join(f"{average:.2f}" for average in os.getloadavg())
+
+
+def idle_s() -> float:
+    """Seconds that all processors together have been idle. What is missing went to some process, or to the host."""
+    _, _, _, _, idle, waiting, *_ = Path("/proc/stat").read_text().partition("\n")[0].split()
+    return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
 
 
 def show() -> None:

@@ -5,6 +5,7 @@ measure.py writes it, report.py and plot.py read it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -51,6 +52,11 @@ class Round:
     cpu_primary_s: float
     cpu_workers_s: float
     client_busy: float  # processor time of the client over its own time: 1 is all of a core
+    connects: int = 0  # attempts, those in the warm-up too; with connections kept open more than clients: they were not
+    last_errno: int = 0  # of the errors of the kind "other"
+    others_busy: float = 0.0  # part of the machine's processor time that neither this server nor the client took
+    late_p50_us: float = 0.0  # open loop: the client's own delay of a request
+    late_p99_us: float = 0.0
 
     @property
     def failed(self) -> int:
@@ -105,8 +111,11 @@ class Cell:
         return figures.shares(answers, self.workers)
 
     def latency(self, name: str) -> float:
-        """The median over the rounds of ``p50``, ``p90``, ``p99`` or ``p999``: microseconds."""
-        return median(float(getattr(r.latency, name)) for r in self.rounds)
+        """The median over the rounds of ``p50``, ``p90``, ``p99`` or ``p999``: microseconds.
+
+        Of the rounds in which something was answered; not a number if there are none.
+        """
+        return median([float(getattr(r.latency, name)) for r in self.rounds if r.latency.count] or [math.nan])
 
     def cpu(self, name: Literal["primary", "workers"]) -> float:
         """Seconds of processor time per 1 000 requests: the median."""

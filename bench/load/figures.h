@@ -33,12 +33,18 @@ struct name {
     uint64_t count;
 };
 
+struct histogram {
+    uint64_t count, max, buckets[BUCKETS];
+};
+
 struct figures {
     uint64_t completed; /* answers, those in the warm-up too */
     uint64_t connects;  /* attempts */
     uint64_t requests;  /* answers that count */
-    uint64_t errors[ERRORS], latency_max, latency_count;
-    uint64_t latency[BUCKETS];
+    uint64_t answered;  /* answers that came in the time that counts: in an open loop not those of `requests` */
+    uint64_t errors[ERRORS];
+    struct histogram latency;
+    struct histogram late; /* open loop: how long after it could have begun a request did, by this program's fault */
     int last_errno;
     struct name names[NAMES];
 };
@@ -60,12 +66,12 @@ static double bucket_middle(size_t index)
     return (double)low + (double)(1ull << shift) / 2;
 }
 
-static void count_latency(struct figures *f, uint64_t ns)
+static void count_ns(struct histogram *h, uint64_t ns)
 {
-    f->latency[bucket(ns)]++;
-    f->latency_count++;
-    if (ns > f->latency_max)
-        f->latency_max = ns;
+    h->buckets[bucket(ns)]++;
+    h->count++;
+    if (ns > h->max)
+        h->max = ns;
 }
 
 static void count_name(struct name *table, const char *text, size_t size, uint64_t count)
@@ -87,34 +93,41 @@ static void count_name(struct name *table, const char *text, size_t size, uint64
     /* More than NAMES names: the answers are no identities; the sum of shares then falls short of requests. */
 }
 
+static void merge_histogram(struct histogram *sum, const struct histogram *h)
+{
+    sum->count += h->count;
+    if (h->max > sum->max)
+        sum->max = h->max;
+    for (size_t i = 0; i < BUCKETS; i++)
+        sum->buckets[i] += h->buckets[i];
+}
+
 static void merge(struct figures *sum, const struct figures *f)
 {
     sum->completed += f->completed;
     sum->connects += f->connects;
     sum->requests += f->requests;
-    sum->latency_count += f->latency_count;
+    sum->answered += f->answered;
+    merge_histogram(&sum->latency, &f->latency);
+    merge_histogram(&sum->late, &f->late);
     if (f->last_errno)
         sum->last_errno = f->last_errno;
-    if (f->latency_max > sum->latency_max)
-        sum->latency_max = f->latency_max;
     for (int i = 0; i < ERRORS; i++)
         sum->errors[i] += f->errors[i];
-    for (size_t i = 0; i < BUCKETS; i++)
-        sum->latency[i] += f->latency[i];
     for (size_t i = 0; i < NAMES; i++)
         if (f->names[i].count)
             count_name(sum->names, f->names[i].text, strlen(f->names[i].text), f->names[i].count);
 }
 
-static double percentile_us(const struct figures *f, double part)
+static double percentile_us(const struct histogram *h, double part)
 {
-    uint64_t rank = (uint64_t)((double)f->latency_count * part), seen = 0;
-    if (rank >= f->latency_count)
-        rank = f->latency_count - 1;
+    uint64_t rank = (uint64_t)((double)h->count * part), seen = 0;
+    if (rank >= h->count)
+        rank = h->count - 1;
     for (size_t i = 0; i < BUCKETS; i++)
-        if ((seen += f->latency[i]) > rank) {
+        if ((seen += h->buckets[i]) > rank) {
             double ns = bucket_middle(i);
-            return (ns < (double)f->latency_max ? ns : (double)f->latency_max) / 1e3;
+            return (ns < (double)h->max ? ns : (double)h->max) / 1e3;
         }
     return 0;
 }
@@ -132,14 +145,14 @@ static void print_string(const char *text)
     putchar('"');
 }
 
-static void print_histogram(const struct figures *f)
+static void print_histogram(const struct histogram *h)
 {
     bool comma = false;
     putchar('[');
     for (size_t i = 0; i < BUCKETS; i += PRINTED_STEPS) {
         uint64_t count = 0;
         for (size_t k = i; k < i + PRINTED_STEPS; k++)
-            count += f->latency[k];
+            count += h->buckets[k];
         if (count) {
             printf("%s[%.1f, %llu]", comma ? ", " : "", bucket_middle(i + PRINTED_STEPS / 2) / 1e3,
                    (unsigned long long)count);
@@ -157,19 +170,22 @@ static void print_figures(const struct figures *f, double seconds, double elapse
     double cpu = (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec)
                  + (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
     printf("{\"requests\": %llu, \"seconds\": %.6f, \"rate\": %.3f, \"connects\": %llu, \"completed\": %llu,\n",
-           (unsigned long long)f->requests, seconds, seconds > 0 ? (double)f->requests / seconds : 0,
+           (unsigned long long)f->requests, seconds, seconds > 0 ? (double)f->answered / seconds : 0,
            (unsigned long long)f->connects, (unsigned long long)f->completed);
     /* cpu_seconds near threads * elapsed_seconds: this program was the bottleneck, not the server */
     printf(" \"elapsed_seconds\": %.6f, \"cpu_seconds\": %.6f, \"last_errno\": %d,\n \"errors\": {", elapsed, cpu,
            f->last_errno);
     for (int i = 0; i < ERRORS; i++)
         printf("%s\"%s\": %llu", i ? ", " : "", error_names[i], (unsigned long long)f->errors[i]);
-    printf("},\n \"latency_us\": {\"count\": %llu, \"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f,",
-           (unsigned long long)f->latency_count, percentile_us(f, 0.5), percentile_us(f, 0.9),
-           percentile_us(f, 0.99));
-    printf(" \"p999\": %.1f, \"max\": %.1f},\n \"histogram\": ", percentile_us(f, 0.999),
-           (double)f->latency_max / 1e3);
-    print_histogram(f);
+    const struct histogram *latency = &f->latency;
+    printf("},\n \"late_p50_us\": %.1f, \"late_p99_us\": %.1f,\n", percentile_us(&f->late, 0.5),
+           percentile_us(&f->late, 0.99));
+    printf(" \"latency_us\": {\"count\": %llu, \"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f,",
+           (unsigned long long)latency->count, percentile_us(latency, 0.5), percentile_us(latency, 0.9),
+           percentile_us(latency, 0.99));
+    printf(" \"p999\": %.1f, \"max\": %.1f},\n \"histogram\": ", percentile_us(latency, 0.999),
+           (double)latency->max / 1e3);
+    print_histogram(latency);
     printf(",\n \"shares\": {");
     bool comma = false;
     for (size_t i = 0; i < NAMES; i++)

@@ -2,7 +2,7 @@
  *
  *     cc -O2 -Wall -Wextra -pthread -o load load.c
  *     ./load -p PORT [-H 127.0.0.1] [-c 64] [-d SECONDS | -n REQUESTS] [-m echo|http] [-k] [-i]
- *            [-b BYTES] [-P PATH] [-w WARMUP_SECONDS] [-T TIMEOUT_SECONDS] [-t THREADS] [-r RATE] [-s PART]
+ *            [-b BYTES] [-P PATH] [-w WARMUP_SECONDS] [-T TIMEOUT_SECONDS] [-t THREADS] [-r RATE] [-s PART] [-S SEED]
  *
  * One thread, one epoll, C connections.  Two ways to decide when a request begins:
  *
@@ -25,14 +25,16 @@
  *          last chunk says; with -i the first line of the body names who answered
  *
  * With -s, that PART of the requests asks to be slow, at random, so that the workers of a round robin all get their
- * share of them: an echo request then begins with "~", a GET is one for /slow.
+ * share of them: an echo request then begins with "~", a GET is one for /slow.  Which ones is decided by SEED: equal
+ * seeds give every server the same requests.
  *
  * It prints one JSON object on stdout and exits with 0 whatever it counted; 2 is a wrong option, 1 a failure
  * of its own.
  *
  * Latency is the time from just before connect() (on a connection kept alive: from the send; in an open loop: from
  * the scheduled time) to the first byte of the answer.  Requests that end in the warm-up, or after the time was up, are
- * finished but not counted; in an open loop those count that were scheduled between the two, whenever they end.
+ * finished but not counted; in an open loop those count that were scheduled between the two, whenever they end, but
+ * the rate is of the answers that came between the two: a server that cannot keep up shows it.
  * Errors are always counted, and so is who answered: at the edges of the time that counts one server may be half a
  * queue behind another, which is no difference in what they were given.
  *
@@ -87,6 +89,7 @@ static struct {
     struct sockaddr_in server;
     uint64_t duration_ns, warmup_ns, timeout_ns, total;
     double rate, slow; /* requests/s of an open loop, else 0; part of them that is slow */
+    uint64_t seed;     /* of which ones */
     int clients, threads;
     size_t bytes;
     struct text get, get_slow;
@@ -111,6 +114,7 @@ struct loader { /* all that a thread owns; nothing is shared while it runs */
     struct connection **resting; /* those that are PAUSED: so many as `paused` */
     uint64_t started, total;     /* requests; total is 0 when the time decides */
     uint64_t begin_ns, count_from_ns, count_until_ns, last_ns;
+    uint64_t freed_ns; /* when a connection came back while all were taken: nothing could begin before */
     bool stopping;
     struct figures figures;
 };
@@ -154,6 +158,8 @@ static void rest(struct loader *l, struct connection *c)
 {
     if (c->fd >= 0)
         stop(c);
+    if (l->paused == 0)
+        l->freed_ns = now_ns();
     l->busy--;
     l->resting[l->paused++] = c;
 }
@@ -186,7 +192,7 @@ static void new_request(struct loader *l, struct connection *c)
 {
     c->sent = c->got = 0;
     c->first_byte = false;
-    uint64_t x = (++l->started + ((uint64_t)l->index << 48)) * 0x9e3779b97f4a7c15ull;
+    uint64_t x = (++l->started + (option.seed << 32) + ((uint64_t)l->index << 48)) * 0x9e3779b97f4a7c15ull;
     uint64_t dice = (x ^ (x >> 31)) * 0xbf58476d1ce4e5b9ull; /* splitmix64: no pattern that a round robin could meet */
     c->slow = (double)((dice ^ (dice >> 27)) >> 11) < option.slow * 0x1p53;
     if (!option.http) {
@@ -217,8 +223,12 @@ static int send_request(struct connection *c)
 static void start(struct loader *l)
 {
     struct connection *c = l->resting[--l->paused];
-    if (option.rate > 0)
+    if (option.rate > 0) {
         c->began_ns = due_ns(l, l->started);
+        uint64_t now = now_ns();
+        if (counts(l, c, now))
+            count_ns(&l->figures.late, now - (c->began_ns > l->freed_ns ? c->began_ns : l->freed_ns));
+    }
     l->busy++;
     new_request(l, c);
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -270,6 +280,8 @@ static void complete(struct loader *l, struct connection *c, enum verdict verdic
     l->figures.completed++;
     if (option.identify)
         count_name(l->figures.names, name.text, name.size, 1);
+    if (now >= l->count_from_ns && now < l->count_until_ns)
+        l->figures.answered++;
     if (counts(l, c, now)) {
         l->figures.requests++;
         l->last_ns = now;
@@ -304,7 +316,7 @@ static void readable(struct loader *l, struct connection *c)
     if (n > 0 && !c->first_byte) {
         c->first_byte = true;
         if (counts(l, c, now))
-            count_latency(&l->figures, now - c->began_ns);
+            count_ns(&l->figures.latency, now - c->began_ns);
     }
     c->got += (size_t)n;
     struct slice name = {"", 0};
@@ -444,7 +456,8 @@ static void usage(const char *problem)
     fprintf(stderr,
             "load: %s\n"
             "usage: load -p PORT [-H ADDRESS] [-c CLIENTS] [-d SECONDS | -n REQUESTS] [-m echo|http] [-k] [-i]\n"
-            "            [-b BYTES] [-P PATH] [-w WARMUP_SECONDS] [-T TIMEOUT_SECONDS] [-t THREADS] [-r RATE] [-s PART]\n",
+            "            [-b BYTES] [-P PATH] [-w WARMUP_SECONDS] [-T TIMEOUT_SECONDS] [-t THREADS] [-r RATE] [-s PART]\n"
+            "            [-S SEED]\n",
             problem);
     exit(2);
 }
@@ -478,7 +491,7 @@ int main(int argc, char **argv)
     option.threads = 1;
     option.bytes = 1;
     option.timeout_ns = 5 * NS_PER_S;
-    while ((letter = getopt(argc, argv, "H:p:c:d:n:m:kib:P:w:T:t:r:s:")) != -1)
+    while ((letter = getopt(argc, argv, "H:p:c:d:n:m:kib:P:w:T:t:r:s:S:")) != -1)
         switch (letter) {
         case 'H': host = optarg; break;
         case 'p': port = (int)number(optarg, 1, 65535); break;
@@ -499,6 +512,7 @@ int main(int argc, char **argv)
         case 't': option.threads = (int)number(optarg, 1, MAX_THREADS); break;
         case 'r': option.rate = number(optarg, 1, 1e7); break;
         case 's': option.slow = number(optarg, 0, 1); break;
+        case 'S': option.seed = (uint64_t)number(optarg, 0, UINT16_MAX); break;
         default: usage("unknown option");
         }
     if (optind != argc || port == 0)
