@@ -1,7 +1,7 @@
 """A server under load: one program in processes of its own, from its start to its end, and the processor time it takes.
 
-Owns those processes, and ends them whatever happens. Called by measure.py; knows nothing about what the
-server does or how it is loaded.
+Owns those processes, and ends them whatever happens: even a SIGKILL of this program leaves none. Called by measure.py;
+knows nothing about what the server does or how it is loaded.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ STOP_TIMEOUT_S = 20.0
 LINGER_S = 3.0  # multiprocessing's resource tracker outlives uvicorn's supervisor for a moment
 PAUSE_S = 0.01
 LAST_WORDS = 4000  # characters of a failed server's standard error that are shown
+# Ends the process group that it is told, at the end of its input: when this program is gone, however that came.
+GUARD = ("sh", "-c", "read group && { read end; kill -s KILL -- -$group; }")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Running:
     def cpu(self) -> Cpu:
         """What it has taken so far. What a process has used that is gone by now is missing."""
         workers_s = 0.0
-        for pid in _living(self._process.pid):
+        for pid in living(self._process.pid):
             if pid != self._process.pid:
                 workers_s += cpu_seconds(pid)
         return Cpu(cpu_seconds(self._process.pid), workers_s)
@@ -85,7 +87,7 @@ def cpu_seconds(pid: int) -> float:
         return 0.0
 
 
-def _living(group: int) -> list[int]:
+def living(group: int) -> list[int]:
     """The processes of a process group, without those that are dead and only wait to be reaped."""
     pids = []
     for entry in os.listdir("/proc"):
@@ -105,7 +107,7 @@ def running(name: str, port: int, command: Command) -> Iterator[Running]:
     """Run one server; it is gone afterwards, whatever happens.
 
     Raises:
-      RuntimeError: it did not get ready, did not end in time, ended with an error or left processes behind.
+      RuntimeError: it did not start, did not end in time, ended with an error or left processes behind.
     """
     environment = dict(os.environ)
     environment.pop("PYCLUSTER_SCHED_POLICY", None)
@@ -114,15 +116,19 @@ def running(name: str, port: int, command: Command) -> Iterator[Running]:
     # processes can be missed. No session of its own: the kernel gives each session an equal part of the processors
     # (sched(7), autogroup), so that a server's many processes together would get no more than the one client does, and
     # what a server has waited for that would be measured instead of what it can do.
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command.words,
-            env={**environment, **command.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            process_group=0,
-        )
+    with tempfile.TemporaryFile() as said, _guard() as told:
+        try:
+            process = subprocess.Popen(
+                command.words,
+                env={**environment, **command.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                process_group=0,
+            )
+        except OSError as exception:
+            raise RuntimeError(f"the server {name!r} could not be started: {exception}") from None
+        os.write(told, b"%d\n" % process.pid)
         problem = "did not get ready"
         try:
             _wait_until_ready(process, name, port, command.ready)
@@ -139,28 +145,43 @@ def running(name: str, port: int, command: Command) -> Iterator[Running]:
         raise RuntimeError(f"the server {name!r} {problem}")
 
 
+@contextlib.contextmanager
+def _guard() -> Iterator[int]:
+    """A process that outlives this one to end a server. Yields where it is told the server's process group."""
+    with subprocess.Popen(GUARD, stdin=subprocess.PIPE, process_group=0) as process:  # not reached by Ctrl-C
+        assert process.stdin is not None
+        try:
+            yield process.stdin.fileno()
+        finally:
+            process.kill()  # before its input ends: the number of the group may belong to others by now
+
+
 def _end(process: subprocess.Popen[bytes], may_fail: bool) -> str:
     """End it, and all that it has started. Returns what was wrong."""
     problem = ""
-    process.terminate()
     try:
-        if process.wait(STOP_TIMEOUT_S) != 0 and not may_fail:
-            problem = f"ended with {process.returncode}"
-    except subprocess.TimeoutExpired:
-        problem = f"did not end within {STOP_TIMEOUT_S:.0f} s of SIGTERM"
-    if not _is_gone_within(process.pid, LINGER_S):
-        os.killpg(process.pid, signal.SIGKILL)
-        problem = problem or "left processes behind"
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
+        process.terminate()
+        try:
+            if process.wait(STOP_TIMEOUT_S) != 0 and not may_fail:
+                problem = f"ended with {process.returncode}"
+        except subprocess.TimeoutExpired:
+            problem = f"did not end within {STOP_TIMEOUT_S:.0f} s of SIGTERM"
+        if not _is_gone_within(process.pid, LINGER_S):
+            problem = problem or "left processes behind"
+    finally:  # also when a second Ctrl-C cuts the waiting short
+        if living(process.pid):
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
     return problem
 
 
 def _is_gone_within(group: int, seconds: float) -> bool:
     """Whether no process of the group is left, soon."""
     end = time.monotonic() + seconds
-    while _living(group):
+    while living(group):
         if time.monotonic() > end:
             return False
         time.sleep(PAUSE_S)

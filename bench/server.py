@@ -57,7 +57,6 @@ def forked(options: argparse.Namespace) -> int:
 def _forked_worker(options: argparse.Namespace, number: int, listener: socket.socket | None, report: int) -> NoReturn:
     status = 1
     try:
-        signal.alarm(options.limit)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         own = listener or socket.create_server((HOST, options.port), backlog=BACKLOG, reuse_port=True)
@@ -125,10 +124,7 @@ def main() -> int:
     parser.add_argument("--protocol", choices=("echo", "http"), default="echo")
     parser.add_argument("--engine", choices=("asyncio", "uvloop", "blocking"), default="asyncio")
     parser.add_argument("--api", choices=("streams", "protocol"), default="streams", help="of the loops")
-    parser.add_argument("--limit", type=int, default=600, help="seconds until it ends, whatever happens")
     options = parser.parse_args()
-    # Not even a SIGKILL of balance.py leaves this running for long. A cluster's worker runs this line too.
-    signal.alarm(options.limit)
     return cluster(options) if options.start == "cluster" else forked(options)
 
 

@@ -34,7 +34,6 @@ Engine = work.Engine | Literal["app"]
 BIN = Path(sys.executable).parent
 PEERS = BENCH / "peers"
 BACKLOG = 2048  # the default of uvicorn, gunicorn and granian
-LIMIT_S = 1800  # a server that was forgotten ends by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ class Variant:
 
 def _server(start: str, policy: str | None, port: int, task: Task) -> Command:
     words = [sys.executable, str(BENCH / "server.py"), start, "--port", str(port), "--workers", str(task.workers)]
-    words += ["--protocol", task.protocol, "--engine", task.engine, "--api", task.api, "--limit", str(LIMIT_S)]
+    words += ["--protocol", task.protocol, "--engine", task.engine, "--api", task.api]
     return Command(words, 1, {"PYCLUSTER_SCHED_POLICY": policy} if policy else {})
 
 
