@@ -11,7 +11,7 @@ the first byte, processor time of the primary and of the workers, and how even t
 Peers that are not installed are skipped by name. Run it twice, and with the variant shared2, before believing a small
 difference.
 
-Status 1 if a request failed, or a server did not start or end as it should.
+Status 1 if a request failed, or a server did not start or end as it should; then only --json is written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 import report
 from comparison import compare, whole_numbers
 from measure import Settings
-from plan import FULL, FULL_SECONDS, Suite, quick
+from plan import FULL, Suite, quick
 from results import Traffic
 from variants import VARIANTS, chosen
 from work import Protocol
@@ -51,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--full", action="store_true", help="the full set of comparisons instead, see plan.py")
     options.add_argument("--quick", action="store_true", help="few and short rounds, to see that all works")
     options.add_argument("--rounds", type=int, help="5, or as the full set says")
-    options.add_argument(
-        "--seconds", type=float, help=f"measured, per variant and round; 1, of the full set {FULL_SECONDS}"
-    )
+    options.add_argument("--seconds", type=float, help="measured, per variant and round; 1, or as the full set says")
     options.add_argument("--clients", type=int, default=64, help="of a closed loop")
     options.add_argument("--size", type=int, default=1, help="bytes of an echo request")
     options.add_argument("--threads", type=int, default=1, help="of the client, where cores are to spare")
@@ -72,14 +70,17 @@ def suites_of(given: argparse.Namespace) -> list[Suite]:
     if given.full:
         suites = list(FULL)
     else:
-        names = given.variants or [n for n, v in VARIANTS.items() if given.engine in v.engines and n != "shared2"]
+        kept = given.connections == "kept"
+        fitting = [n for n, v in VARIANTS.items() if given.engine in v.engines and (v.keeps or not kept)]
+        names = given.variants or [name for name in fitting if name != "shared2"]
         for name in names:
-            if given.engine not in VARIANTS[name].engines:
-                raise ValueError(f"{name} is not compared with --engine {given.engine}")
+            if name not in fitting:
+                how = f"--engine {given.engine}" + (", --connections kept" if kept else "")
+                raise ValueError(f"{name} is not compared with {how}")
         protocol: Protocol = given.protocol or ("http" if given.engine == "app" else "echo")
         if given.engine == "app" and protocol == "echo":
             raise ValueError("--engine app is HTTP")
-        if given.connections == "kept":
+        if kept:
             if given.arrivals == "open":
                 raise ValueError("an open loop has a connection per request")
             if given.engine == "blocking" or (protocol == "http" and given.engine != "app"):
@@ -87,11 +88,13 @@ def suites_of(given: argparse.Namespace) -> list[Suite]:
                 raise ValueError("--connections kept needs an event loop with the echo protocol, or --engine app")
         traffic = Traffic(given.arrivals, given.mix, given.connections)
         workers = tuple(given.workers)
-        suites = [Suite(protocol, given.engine, workers, tuple(names), (traffic,), 5, given.loop, given.api)]
+        suites = [Suite(protocol, given.engine, workers, tuple(names), (traffic,), 5, given.loop, given.api, 1.0)]
     if given.quick:
         suites = [quick(suite) for suite in suites]
     if given.rounds is not None:
         suites = [replace(suite, rounds=given.rounds) for suite in suites]
+    if given.seconds is not None:
+        suites = [replace(suite, load_s=given.seconds) for suite in suites]
     return suites
 
 
@@ -112,10 +115,11 @@ def main() -> int:
             report.replaced(given.readme.read_text(), "")
         except (OSError, ValueError) as exception:
             options.error(f"--readme {given.readme}: {exception}")
-    seconds = given.seconds or (0.4 if given.quick else FULL_SECONDS if given.full else 1.0)
 
-    results = compare(suites, Settings(seconds, given.clients, given.size, given.threads, given.rate), given.json)
-    if given.docs is not None and results.cells:
+    results = compare(suites, Settings(given.clients, given.size, given.threads, given.rate), given.json)
+    if given.docs is not None and results.failed:
+        print("Not everything went well: --docs and --readme stay as they are.", file=sys.stderr)
+    elif given.docs is not None:
         import plot
 
         pictures = [picture.name for picture in plot.draw(results, given.docs)]

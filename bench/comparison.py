@@ -21,18 +21,22 @@ from variants import VARIANTS, versions
 
 
 def compare(suites: list[Suite], settings: Settings, file: Path | None) -> Results:
-    """Measure, show the tables, and write all figures to a file if one is given.
+    """Measure, write all figures to a file if one is given, and show the tables.
 
-    Interrupted by Ctrl-C, it does so with what is complete by then. SIGTERM ends the program, and its servers.
+    The file is written after each suite. Interrupted by Ctrl-C, it goes on with what is complete by then. SIGTERM ends
+    the program, and its servers.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     loadgen.build()
-    names = {name for suite in suites for name in suite.variants}
-    skipped = {name: why for name in sorted(names) if (why := VARIANTS[name].missing())}
-    suites = [suite.reduced(skipped) for suite in suites]
+    skipped: dict[str, str] = {}
+    for number, suite in enumerate(suites):
+        absent = {name: why for name in suite.variants if (why := VARIANTS[name].missing(suite.task(1)))}
+        suites[number] = suite.reduced(absent)
+        skipped |= {f"{name}, {suite.engine}": why for name, why in absent.items()}
     loads = sum(suite.loads for suite in suites)
-    minutes = sum(suite.seconds(settings.seconds) for suite in suites) / 60
-    words = f"{settings.seconds:g} s per round after a warm-up, {settings.clients} clients, interleaved rounds"
+    minutes = sum(suite.seconds for suite in suites) / 60
+    lengths = " or ".join(f"{seconds:g}" for seconds in sorted({suite.load_s for suite in suites}))
+    words = f"{lengths} s per round after a warm-up, {settings.clients} clients, interleaved rounds"
     if loops := {suite.loop for suite in suites if suite.engine == "app"}:
         words += f"; HTTP servers on {' and '.join(sorted(loops))} where they have a loop"
     results = Results({**machine.describe(), **versions()}, words, skipped)
@@ -43,13 +47,19 @@ def compare(suites: list[Suite], settings: Settings, file: Path | None) -> Resul
             for suite in suites:
                 for cell in measure(suite, settings, results.problems, tell):
                     results.cells.append(cell)
+                _save(results, file)
         except KeyboardInterrupt:
             results.problems.append("interrupted")
+    _save(results, file)
     if results.cells:
         report.show(results)
-        if file is not None:
-            results.write(file)
     return results
+
+
+def _save(results: Results, file: Path | None) -> None:
+    results.machine["load after"] = machine.load()
+    if file is not None:
+        results.write(file)
 
 
 @contextlib.contextmanager

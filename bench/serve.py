@@ -35,8 +35,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     given = parser.parse_args()
 
-    suite = Suite("http", "app", given.workers, SERVERS, (CLOSED, KEPT), given.rounds, given.loop)
-    results = compare([suite], Settings(given.seconds, given.clients), given.json)
+    suite = Suite("http", "app", given.workers, SERVERS, (CLOSED, KEPT), given.rounds, given.loop, load_s=given.seconds)
+    results = compare([suite], Settings(given.clients), given.json)
     return 1 if results.failed else 0
 
 

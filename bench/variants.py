@@ -8,8 +8,9 @@ The ways run work.py, by server.py::
     none        pycluster, SCHED_NONE: the shared socket again, through the library
     shared2     shared once more: what this machine calls a difference where there is none
 
-The peers are Node.js's cluster module under both policies, a C program that does nothing but hand over (the limit), and
-for the engine ``app`` the HTTP servers that run peers/web_app.py, and Node.js's own.
+The peers are Node.js's cluster module under both policies, a C program that does nothing but hand over, one
+connection per wake-up (a reference, not a limit: pycluster's primary hands over several), and for the engine ``app``
+the HTTP servers that run peers/web_app.py, and Node.js's own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -54,15 +55,17 @@ class Variant:
     Attributes:
       engines: with which it can be compared.
       command: how it is started on a port.
-      missing: says why it cannot run here; empty when it can.
+      missing: says why it cannot run here, started for this; empty when it can.
       color: in plots, the same in all of them.
+      keeps: whether it answers many requests on a connection.
     """
 
     name: str
     engines: frozenset[Engine]
     command: Callable[[int, Task], Command]
     color: str
-    missing: Callable[[], str] = field(default=lambda: "")
+    missing: Callable[[Task], str]
+    keeps: bool = True
 
 
 def _server(start: str, policy: str | None, port: int, task: Task) -> Command:
@@ -114,19 +117,29 @@ def _gunicorn(kind: list[str], port: str, workers: str, loop: str) -> list[str]:
     return [*words, "--bind", f"{HOST}:{port}", "--backlog", str(BACKLOG), "--log-level", "warning"]
 
 
-def _without_package(*names: str) -> Callable[[], str]:
-    def missing() -> str:
-        absent = [name for name in names if importlib.util.find_spec(name) is None]
-        return f"{', '.join(absent)} not installed" if absent else ""
+def _absent(*packages: str) -> str:
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"{', '.join(absent)} not installed" if absent else ""
+
+
+def _without_engine(task: Task) -> str:
+    return _absent("uvloop") if task.engine == "uvloop" else ""
+
+
+def _without_app(script: str, *packages: str, has_loop: bool = True) -> Callable[[Task], str]:
+    def missing(task: Task) -> str:
+        if why := _absent(*packages, *(["uvloop"] if has_loop and task.loop == "uvloop" else [])):
+            return why
+        return "" if (BIN / script).exists() else f"no {script} in {BIN}"
 
     return missing
 
 
-def _without_program(name: str) -> Callable[[], str]:
-    return lambda: "" if shutil.which(name) else f"no {name} on PATH"
+def _without_node(_: Task) -> str:
+    return "" if shutil.which("node") else "no node on PATH"
 
 
-def _without_compiler() -> str:
+def _without_compiler(_: Task) -> str:
     try:
         native.compiled(PEERS / "handoff.c")
     except RuntimeError as exception:
@@ -144,50 +157,53 @@ _GTHREAD = ["gthread", "--threads", "4"]
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("shared", _PLAIN, functools.partial(_server, "shared", None), "#7f7f7f"),
-        Variant("reuseport", _PLAIN, functools.partial(_server, "reuseport", None), "#e69f00"),
-        Variant("rr", _PLAIN, functools.partial(_server, "cluster", "rr"), "#0072b2"),
-        Variant("none", _PLAIN, functools.partial(_server, "cluster", "none"), "#56b4e9"),
-        Variant("shared2", _PLAIN, functools.partial(_server, "shared", None), "#bfbfbf"),
+        Variant("shared", _PLAIN, functools.partial(_server, "shared", None), "#7f7f7f", _without_engine),
+        Variant("reuseport", _PLAIN, functools.partial(_server, "reuseport", None), "#e69f00", _without_engine),
+        Variant("rr", _PLAIN, functools.partial(_server, "cluster", "rr"), "#0072b2", _without_engine),
+        Variant("none", _PLAIN, functools.partial(_server, "cluster", "none"), "#56b4e9", _without_engine),
+        Variant("shared2", _PLAIN, functools.partial(_server, "shared", None), "#bfbfbf", _without_engine),
         Variant(
             "uvicorn --workers",
             _APP,
             functools.partial(_app, _uvicorn, may_fail=True),  # with one worker it ends by the signal
             "#7f7f7f",
-            _without_package("uvicorn"),
+            _without_app("uvicorn", "uvicorn"),
         ),
         Variant(
             "pycluster serve",
             _APP,
             functools.partial(_app, functools.partial(_serve, "rr")),
             "#0072b2",
-            _without_package("typer", "rich", "uvicorn", "waitress"),
+            _without_app("pycluster", "typer", "rich", "uvicorn", "waitress"),
         ),
         Variant(
             "pycluster serve none",
             _APP,
             functools.partial(_app, functools.partial(_serve, "none")),
             "#56b4e9",
-            _without_package("typer", "rich", "uvicorn", "waitress"),
+            _without_app("pycluster", "typer", "rich", "uvicorn", "waitress"),
         ),
-        Variant("hypercorn", _APP, functools.partial(_app, _hypercorn), "#cc79a7", _without_package("hypercorn")),
-        Variant("granian", _APP, functools.partial(_app, _granian), "#d55e00", _without_package("granian")),
+        Variant(
+            "hypercorn", _APP, functools.partial(_app, _hypercorn), "#cc79a7", _without_app("hypercorn", "hypercorn")
+        ),
+        Variant("granian", _APP, functools.partial(_app, _granian), "#d55e00", _without_app("granian", "granian")),
         Variant(
             "gunicorn sync",
             _APP,
             functools.partial(_app, functools.partial(_gunicorn, ["sync"])),
             "#e69f00",
-            _without_package("gunicorn"),
+            _without_app("gunicorn", "gunicorn", has_loop=False),
+            keeps=False,
         ),
         Variant(
             "gunicorn gthread",
             _APP,
             functools.partial(_app, functools.partial(_gunicorn, _GTHREAD)),
             "#f0e442",
-            _without_package("gunicorn"),
+            _without_app("gunicorn", "gunicorn", has_loop=False),
         ),
-        Variant("Node.js rr", _ANY_LOOP, functools.partial(_node, "rr"), "#009e73", _without_program("node")),
-        Variant("Node.js none", _ANY_LOOP, functools.partial(_node, "none"), "#8fd3b8", _without_program("node")),
+        Variant("Node.js rr", _ANY_LOOP, functools.partial(_node, "rr"), "#009e73", _without_node),
+        Variant("Node.js none", _ANY_LOOP, functools.partial(_node, "none"), "#8fd3b8", _without_node),
         Variant("C handoff", _BLOCKING, _handoff, "#000000", _without_compiler),
     )
 }
