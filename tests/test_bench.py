@@ -1,23 +1,34 @@
 """The benchmarks still run, each with rounds that are far too short to mean anything, and compute what they say."""
 
+import importlib.util
+import math
 import pathlib
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "bench"))
+import balance
 import figures
 import loadgen
+import measure
 import report
 import results
+import running
 import variants
-from running import BENCH, free_ports, running
+from plan import Suite
+from running import BENCH, free_ports
 
 LIMIT_S = 50
+NOTHING = loadgen.Latency(0, 0, 0, 0, 0, 0)
 
 
 def run(*arguments: object) -> str:
@@ -34,7 +45,24 @@ def served(variant: str, workers: int, protocol: Any = "echo", engine: Any = "bl
     """One of what is compared, running."""
     task = variants.Task(protocol, engine, workers)
     (port,) = free_ports(1)
-    return running(variant, port, variants.VARIANTS[variant].command(port, task))
+    return running.running(variant, port, variants.VARIANTS[variant].command(port, task))
+
+
+def measured(suite: Suite, **settings: Any) -> tuple[list[results.Cell], list[str]]:
+    """The cells of a suite, and what went wrong."""
+    problems: list[str] = []
+    cells = list(measure.measure(suite, measure.Settings(**settings), problems, lambda where, what: None))
+    return cells, problems
+
+
+def until(fact: Callable[[], object], seconds: float = 20.0) -> bool:
+    """Whether it becomes true in time."""
+    end = time.monotonic() + seconds
+    while not fact():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def test_jains_index_and_the_variation_of_shares() -> None:
@@ -92,6 +120,120 @@ def test_the_ways_to_share_a_port_are_compared_and_drawn(tmp_path: pathlib.Path)
     assert set(figures_in_readme) <= set(document.splitlines())
 
 
+def test_a_round_without_answers_does_not_improve_the_latency() -> None:
+    def cell(*counts: int) -> results.Cell:
+        rounds = [
+            results.Round(number, 1, 1, loadgen.Latency(count, 9, 9, 9, 9, 9) if count else NOTHING, {}, {}, 0, 0, 0)
+            for number, count in enumerate(counts)
+        ]
+        return results.Cell("echo", "asyncio", results.Traffic(), 2, "rr", rounds=rounds)
+
+    assert cell(5, 0, 0).latency("p99") == 9
+    assert math.isnan(cell(0, 0).latency("p99"))
+
+
+def test_a_failure_of_the_client_is_a_problem_and_the_figures_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    run_client = loadgen.run
+
+    def failing(port: int, **options: Any) -> loadgen.Load:
+        calls.append(port)
+        if len(calls) == 3:  # after the warm-up and the first round
+            raise RuntimeError("the client broke")
+        return run_client(port, **options)
+
+    monkeypatch.setattr(loadgen, "run", failing)
+    (cell,), problems = measured(Suite("echo", "blocking", (1,), ("shared",), rounds=3, load_s=0.05))
+    assert [r.number for r in cell.rounds] == [0, 2]
+    assert problems == ["echo blocking, 1 workers, shared: the client broke"]
+
+
+def test_a_server_that_cannot_be_started_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "BIN", pathlib.Path("/nonexistent"))
+    cells, problems = measured(Suite("http", "app", (1,), ("granian",)))
+    assert not cells
+    (problem,) = problems
+    assert problem.startswith("http app, 1 workers, granian: the server 'granian' could not be started")
+
+
+def test_a_round_says_what_other_processes_took() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            (cell,), problems = measured(Suite("echo", "blocking", (1,), ("shared",), rounds=1, load_s=0.5), clients=1)
+        finally:
+            busy.kill()
+    assert not problems
+    assert 0.2 / measure.CORES < cell.rounds[0].others_busy < 1
+    assert cell.rounds[0].connects >= cell.rounds[0].completed > 0
+
+
+def test_a_rate_that_no_server_allows_is_no_open_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(port: int, **options: Any) -> loadgen.Load:
+        raise RuntimeError("the client broke")
+
+    monkeypatch.setattr(loadgen, "run", failing)
+    suite = Suite("echo", "blocking", (1,), ("shared",), (results.Traffic("open"),), rounds=2, load_s=0.05)
+    cells, problems = measured(suite)
+    assert not cells
+    assert len(problems) == 4  # the warm-up and three probes
+
+
+def test_nothing_is_written_into_documents_after_a_failure(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\nold\n{report.END}\n")
+    words = ["balance.py", "--docs", str(tmp_path / "docs"), "--readme", str(readme)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(balance, "compare", lambda *_: results.Results({}, "", problems=["interrupted"]))
+    assert balance.main() == 1
+    assert "old" in readme.read_text()
+    assert not (tmp_path / "docs").exists()
+    assert "stay as they are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGINT, signal.SIGINT], [signal.SIGKILL]], ids=["ctrl-c-twice", "kill"])
+def test_however_a_benchmark_ends_its_servers_end(signals: list[signal.Signals], tmp_path: pathlib.Path) -> None:
+    options = ["--engine", "blocking", "--variants", "shared,reuseport,rr", "--workers", "2", "--seconds", "20"]
+    words = [sys.executable, "balance.py", *options, "--json", str(tmp_path / "all.json")]
+    with subprocess.Popen(words, cwd=BENCH, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
+        # A server has two workers; the process that guards it has no child.
+        assert until(lambda: len([pid for pid in children(bench.pid) if children(pid)]) == 3)
+        groups = children(bench.pid)
+        for number in signals:
+            bench.send_signal(number)
+            time.sleep(0.05)
+        bench.wait(LIMIT_S)
+    assert bench.returncode in (1, -signal.SIGINT, -signal.SIGKILL)
+    assert until(lambda: not any(running.living(group) for group in groups))
+
+
+def children(parent: int) -> list[int]:
+    """Its child processes."""
+    tasks = pathlib.Path("/proc", str(parent), "task").glob("*/children")
+    return [int(pid) for task in tasks for pid in task.read_text().split()]
+
+
+def test_a_missing_uvloop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvloop" else find(name))
+
+    def missing(variant: str, engine: Any, loop: Any = "uvloop") -> str:
+        return variants.VARIANTS[variant].missing(variants.Task("http", engine, 2, loop))
+
+    assert missing("rr", "uvloop") == "uvloop not installed"
+    assert missing("rr", "asyncio") == ""
+    assert "uvloop" in missing("pycluster serve", "app")
+    assert "uvloop" not in missing("pycluster serve", "app", "asyncio")
+    assert "uvloop" not in missing("gunicorn sync", "app")
+
+
+def test_a_server_that_closes_is_not_compared_on_kept_connections() -> None:
+    suite = Suite("http", "app", (2,), ("granian", "gunicorn sync"), (results.CLOSED, results.KEPT))
+    assert (results.KEPT, "granian") in suite.pairs
+    assert (results.KEPT, "gunicorn sync") not in suite.pairs
+
+
 def test_an_open_loop_counts_from_the_scheduled_time() -> None:
     # One worker, held for 50 ms by each request; one comes every 10 ms, so that the tenth waits for 400 ms.
     with served("shared", 1) as server:
@@ -99,9 +241,34 @@ def test_an_open_loop_counts_from_the_scheduled_time() -> None:
         assert load.requests == 10
         assert not load.failed
         assert load.latency.max > 350_000
+        # In half a second only ten can be answered: the rate says so, whatever was scheduled.
+        load = loadgen.run(server.port, seconds=0.5, rate=100, clients=100, slow=1.0, identify=True)
+        assert load.requests == 50
+        assert load.rate <= 22
+        assert load.late_p50_us <= load.late_p99_us < 100_000
         # And nobody waits where a request begins only when the one before has ended.
         load = loadgen.run(server.port, requests=5, clients=1, slow=1.0, identify=True)
         assert load.latency.p50 < 350_000
+
+
+def test_a_seed_decides_which_requests_are_slow() -> None:
+    def slow_ones(seed: int) -> list[bool]:
+        seen = []
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            words = loadgen.command(listener.getsockname()[1], requests=40, clients=1, slow=0.3, seed=seed)
+            with subprocess.Popen(words, stdout=subprocess.DEVNULL):
+                for _ in range(40):
+                    connection, _ = listener.accept()
+                    with connection:
+                        request = connection.recv(64)
+                        seen.append(request == b"~")
+                        connection.sendall(request)
+        return seen
+
+    first = slow_ones(1)
+    assert slow_ones(1) == first
+    assert slow_ones(2) != first
+    assert 0 < sum(first) < 40
 
 
 def test_the_c_program_hands_over_in_turn() -> None:
