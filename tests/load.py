@@ -91,10 +91,14 @@ class Load(Generic[Answer]):
         wanted = len(self.answered) + count
         return wait_until(lambda: len(self.answered) >= wanted or self.failures) and not self.failures
 
-    def wait_for_answers_of(self, *who: Answer) -> None:
-        """Wait until each of them has answered from now on, or a request has failed."""
+    def wait_for_answers_of(self, *who: Answer) -> bool:
+        """Wait until each of them has answered from now on, or a request has failed. Returns whether they have."""
         before = len(self.answered)
-        wait_until(lambda: {*who} <= {answered.answer for answered in self.answered[before:]} or self.failures)
+
+        def have_answered() -> bool:
+            return {*who} <= {answered.answer for answered in self.answered[before:]}
+
+        return wait_until(lambda: have_answered() or self.failures) and not self.failures
 
     def __enter__(self) -> "Load[Answer]":
         for thread in self._threads:

@@ -317,7 +317,7 @@ def test_no_request_fails_while_workers_are_replaced_one_by_one(start: Start, ki
         for old, new in ((1, 3), (2, 4), (3, 5)):
             cluster.fork()
             cluster.serve(kind, port, new)
-            load.wait_for_answers_of(new)
+            assert load.wait_for_answers_of(new), load.failures
             cluster.do(0, "disconnect", worker=old)
             assert cluster.wait_for_exit(old) == (0, None)
     assert load.failures == []

@@ -39,7 +39,7 @@ def test_the_others_are_served_while_a_worker_writes_all_over_the_shared_memory(
     cluster = start(workers=2)
     cluster.serve("accept_loop", port, 1)
     with connections(port, 2) as load:
-        load.wait_for_answers_of(1)
+        assert load.wait_for_answers_of(1), load.failures
         cluster.do(0, "read", name="a counter")  # the table of names may be full of rubbish later
         spoiling = cluster.begin(2, "spoil", seconds=1)
         for _ in range(5):

@@ -183,7 +183,7 @@ def test_no_request_fails_while_workers_are_recycled(cluster_program: Programs) 
     port = free_port()
     program = start_recycled(cluster_program, port, max_connections_per_worker=50)
     with mixed(port, 4, requests=20) as load:
-        wait_until(lambda: len(program.facts_of("exit")) >= 4 or load.failures)
+        assert wait_until(lambda: len(program.facts_of("exit")) >= 4 or load.failures)
     assert load.failures == []
     listening: set[int] = set()
     for fact in program.facts:

@@ -221,9 +221,9 @@ def expect_no_loss(served: Served) -> None:
         for client in idle:
             client.ask()
         with load(served) as clients:
-            clients.wait_for_answers_of(*((1, 2) if served.policy == "rr" else ()))
+            assert clients.wait_for_answers_of(*((1, 2) if served.policy == "rr" else ())), clients.failures
             first = served.disconnect(1)
-            clients.wait_for_answers_of(2)
+            assert clients.wait_for_answers_of(2), clients.failures
         assert clients.failures == []
         assert (first["code"], first["signal"]) == (0, None)
         assert {served.ask() for _ in range(4)} == {2}

@@ -42,7 +42,7 @@ def test_no_request_fails_while_workers_on_uvloop_are_replaced(start: Start, pol
         for old, new in ((1, 3), (2, 4)):
             cluster.fork()
             cluster.serve("uvloop_start_server", port, new)
-            load.wait_for_answers_of(new)
+            assert load.wait_for_answers_of(new), load.failures
             cluster.do(0, "disconnect", worker=old)
             assert cluster.wait_for_exit(old) == (0, None)
     assert load.failures == []

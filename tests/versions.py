@@ -1,5 +1,6 @@
 """A service of many versions, programs/versioned.py, which tests release, reload and load; and of the library."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -111,4 +112,8 @@ class Library:
 def descriptors(program: Program) -> list[str]:
     """The kinds of what a primary has open."""
     directory = f"/proc/{program.pid}/fd"
-    return sorted(os.readlink(f"{directory}/{fd}").partition(":")[0] for fd in os.listdir(directory))
+    kinds = []
+    for fd in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):
+            kinds.append(os.readlink(f"{directory}/{fd}").partition(":")[0])
+    return sorted(kinds)
