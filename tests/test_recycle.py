@@ -72,8 +72,8 @@ def test_a_worker_that_has_accepted_enough_serves_until_its_successor_listens(st
 
 
 def test_a_worker_that_is_old_is_replaced_though_it_listens_on_nothing(start: Start) -> None:
-    cluster = start(workers=1, max_age=1)
-    cluster.do(0, "setup", max_age=None)  # for its successor
+    cluster = start(workers=0)
+    cluster.do(0, "fork_the_only_one_with", max_age=1)  # not so its successor
     assert cluster.wait_for_exit(1) == (0, None)
     assert slots(cluster) == {"2": 0}
 
@@ -81,8 +81,8 @@ def test_a_worker_that_is_old_is_replaced_though_it_listens_on_nothing(start: St
 def test_a_worker_that_stays_too_large_is_replaced(start: Start) -> None:
     cluster = start(workers=2, max_rss=200_000_000)
     cluster.do(2, "hold", size=200_000_000)
-    cluster.program.wait_for("ready", worker=3)
-    assert slots(cluster) == {"1": 0, "2": 1, "3": 1}
+    assert cluster.program.wait_for("fork", worker=3)["workers"] == [1, 2, 3], "the new one first"
+    assert slots(cluster)["3"] == 1
     assert cluster.wait_for_exit(2) == (0, None)
 
 

@@ -304,9 +304,11 @@ def test_a_script_that_goes_on_when_its_server_has_ended_is_not_interrupted(
 def test_a_websocket_stays_with_its_worker_and_is_closed_when_that_ends(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("websockets")
     with serving("uvicorn_on_uvloop", "rr", tmp_path) as served, contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(WebSocket(served.port)) for _ in range(2)]
-        owners = {served.workers[int(sock.ask("who?"))]: sock for sock in sockets}
-        assert set(owners) == {1, 2}
+        owners: dict[int, WebSocket] = {}
+        while len(owners) < 2:
+            sock = stack.enter_context(WebSocket(served.port))
+            if owners.setdefault(served.workers[int(sock.ask("who?"))], sock) is not sock:
+                sock.close()  # the machine kept the other worker from accepting
         for worker, sock in owners.items():
             assert served.workers[int(sock.ask("who?"))] == worker
         for worker, sock in owners.items():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from programs.core_front import region
+from programs.facts import tell
 from pycluster import cluster
 
 # Numbers of <linux/ptrace.h>, <fcntl.h> and the system calls' table that Python does not have.
@@ -18,15 +19,20 @@ F_SETSIG = 10
 SYS_PIDFD_GETFD = 438
 
 
-def spoil(seconds: float) -> int:
-    """Fill the shared region with zeros, ones and rubbish, again and again. Returns how often."""
+def spoil(seconds: float, until: str) -> int:
+    """Fill the shared region with zeros, ones and rubbish, again and again. Returns how often.
+
+    It goes on for so long, 12 times at the least, and until there is a file of this name.
+    """
     address, size = region()
     ends = time.monotonic() + seconds
     times = 0
-    while time.monotonic() < ends:
+    while time.monotonic() < ends or times < 12 or not os.path.exists(until):
         for content in (bytes(size), b"\xff" * size, os.urandom(size)):
             ctypes.memmove(address, content, size)
             time.sleep(0.001 * (times % 4))
+        if times == 0:
+            tell("spoiling")
         times += 3
     return times
 

@@ -26,6 +26,14 @@ def setup(**settings: Any) -> None:
     cluster.setup_primary(**settings)
 
 
+def fork_the_only_one_with(**settings: Any) -> int:
+    """A worker under settings that those after it do not have."""
+    cluster.setup_primary(**settings)
+    worker = cluster.fork()
+    cluster.setup_primary(**dict.fromkeys(settings))
+    return worker.id
+
+
 def set_umask(umask: int) -> None:
     os.umask(umask)
 

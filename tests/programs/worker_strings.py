@@ -297,6 +297,18 @@ def accept(
     return address
 
 
+def time_accept(timeout: float, name: str = "it") -> float:
+    """How long it takes to accept nothing, as nobody connects in time."""
+    listeners[name].settimeout(timeout)
+    began = time.monotonic()
+    tell("accepting")
+    try:
+        listeners[name].accept()
+    except TimeoutError:
+        return time.monotonic() - began
+    raise AssertionError("somebody has connected")
+
+
 def bind_udp(
     name: str = "it",
     port: int = 0,
@@ -577,11 +589,11 @@ def drop_rights() -> None:
     os.setuid(65534)
 
 
-def spoil(seconds: float) -> int:
+def spoil(seconds: float, until: str) -> int:
     """See programs/attacks.py."""
     from programs import attacks  # only here: most puppets need none of what it imports
 
-    return attacks.spoil(seconds)
+    return attacks.spoil(seconds, until)
 
 
 def attack_primary() -> dict[str, list[int | None]]:
