@@ -30,6 +30,8 @@ SHARED_MEMORY = pathlib.Path("/dev/shm")
 PATIENCE_S = 15.0
 # api.md: workers are gone within 1 s after the primary. The rest is for the machine.
 GONE_S = 3.0
+# A case of a program of cases may start many processes, and wait for its own limits.
+CASE_S = 45.0
 UNDISTURBED_TRIES = 10
 
 Fact = dict[str, Any]
@@ -320,7 +322,7 @@ def run_case(programs: Programs, program: str, name: str, *args: str) -> Fact:
     """
     for _ in range(UNDISTURBED_TRIES):
         case = programs(program, name, *args)
-        fact = case.wait_for("facts")
+        fact = case.wait_for("facts", timeout=CASE_S)
         assert case.finish().returncode == 0
         if not fact.get("disturbed"):
             return fact

@@ -187,12 +187,12 @@ def test_a_killed_worker_is_replaced_and_it_is_said_why_it_died(command: Start) 
 
 def test_the_pauses_before_a_worker_that_crashes_in_a_loop_double(command: Start) -> None:
     program = command("run", "-w", 1, PROGRAMS / "ends_badly.py", 7, free_port())
-    died = wait_for(program, "died", 4)[:4]
-    assert [(fact["code"], fact["pause_s"]) for fact in died] == [(7, 0.1), (7, 0.2), (7, 0.4), (7, 0.8)]
-    # Nothing runs now: the stop must not wait for the pause to end with another worker.
+    died = wait_for(program, "died", 6)
+    assert [(fact["code"], fact["pause_s"]) for fact in died] == [(7, 0.1 * 2**crash) for crash in range(6)]
+    # Nothing runs now, for 3.2 s: the stop must not wait for the pause to end with another worker.
     program.send_signal(signal.SIGTERM)
     assert program.finish().returncode == 0
-    assert len(logged(program, "died")) == 4
+    assert len(logged(program, "started")) == len(logged(program, "died")) == 6
 
 
 def test_when_no_worker_ever_comes_up_it_gives_up_with_a_status_of_its_own(command: Start) -> None:

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from harness import Case, Programs, run_case, wait_until
+from harness import CASE_S, Case, Programs, run_case, wait_until
 
 
 @pytest.fixture
@@ -144,7 +144,8 @@ def test_a_template_that_does_not_answer_is_killed(case: Case) -> None:
 def test_a_worker_whose_template_ends_before_it_has_told_of_it_is_a_worker_like_any_other(
     cluster_program: Programs, how: str
 ) -> None:
-    facts = cluster_program("forkserver_cases", "interrupted", env={"PRELOADED": how}).wait_for("facts")
+    program = cluster_program("forkserver_cases", "interrupted", env={"PRELOADED": how})
+    facts = program.wait_for("facts", timeout=CASE_S)
     assert facts["children"] is True
     assert facts["ids"] == [1, 2]
     assert facts["said"] == [["alive"], ["alive"]]

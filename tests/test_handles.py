@@ -60,6 +60,7 @@ def test_a_port_that_a_disconnecting_worker_still_holds_is_waited_for(
     start: Start, policy: str, only_bind: bool
 ) -> None:
     cluster = start(policy=policy)
+    cluster.do(0, "set_constant", module="requests", name="REBIND_S", value=10)
     port, pid = free_port(), cluster.pid(1)
     cluster.do(1, "listen", port=port, only_bind=only_bind)
     os.kill(pid, signal.SIGSTOP)

@@ -400,11 +400,11 @@ def test_a_version_that_never_listens_leaves_the_old_workers_serving_and_is_told
 
 
 def test_workers_that_listen_on_nothing_settle_side_by_side(cluster_program: Programs) -> None:
-    program = cluster_program("idlers", 8, 5)
-    program.wait_for_all(8, "online")
+    program = cluster_program("idlers", 12, 10)
+    program.wait_for_all(12, "online")
     before = set(program.processes())
     program.send_signal(signal.SIGUSR1)
-    assert wait_until(lambda: program.stderr or set(program.processes()) & before == {program.pid})
+    assert wait_until(lambda: program.stderr or set(program.processes()) & before == {program.pid}, 2 * PATIENCE_S)
     assert program.stderr == ""
     program.send_signal(signal.SIGTERM)
     program.finish()
@@ -662,7 +662,7 @@ def test_signals_that_come_between_two_images_find_their_handlers(
 ) -> None:
     service = Service(cluster_program, tmp_path, 1)
     service.program.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + 3 * PATIENCE_S  # for two whole reloads
     images = 1
     while images < 3:
         assert time.monotonic() < deadline, service.program

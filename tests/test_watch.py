@@ -156,9 +156,9 @@ def test_a_loop_that_nobody_waits_for_may_block(hanging: Start) -> None:
 
 
 def test_a_server_that_is_slow_but_goes_on_is_no_hang(hanging: Start) -> None:
-    program, port = hanging("blocking", worker_timeout=0.6)
+    program, port = hanging("blocking", worker_timeout=2.0)
     with contextlib.ExitStack() as clients:
-        for client in [clients.enter_context(ask(port, "sleep 0.15")) for _ in range(7)]:
+        for client in [clients.enter_context(ask(port, "sleep 0.5")) for _ in range(6)]:
             assert read_all(client) == b"worker 1"
     assert stop(program) == []
 

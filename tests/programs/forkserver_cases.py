@@ -347,7 +347,7 @@ def hangs() -> Facts:
 
 def stopped() -> Facts:
     """A template that does not answer is given up, and so is what it makes when it wakes up."""
-    forkserver.CLONE_S = 1.0
+    forkserver.CLONE_S = 3.0
     first = template()
     forkserver.CLONE_S = 10.0
     before = open_descriptors()
@@ -359,7 +359,7 @@ def stopped() -> Facts:
 
 def interrupted() -> Facts:
     """Each template makes a worker, is killed or stopped before it can say so, and another one takes its place."""
-    forkserver.CLONE_S = 1.0
+    forkserver.CLONE_S = 3.0
     lives = [begin(stays) for _ in range(2)]
     wait_for(lambda: all(life.said for life in lives))
     facts = {
