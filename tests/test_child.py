@@ -56,7 +56,7 @@ def test_a_worker_waits_for_its_threads_when_its_script_has_ended(cluster_progra
 
 def test_a_worker_that_is_disconnected_as_it_enters_accept_ends(cluster_program: Programs) -> None:
     """The end of the script must reach a main thread that is just about to block."""
-    facts = cluster_program("just_listening", free_port(), 150).finish().facts
+    facts = cluster_program("just_listening", free_port(), 150).finish(50).facts
     assert [fact["code"] for fact in facts if fact["event"] == "exit"] == [0] * 150
 
 

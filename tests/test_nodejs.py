@@ -6,14 +6,21 @@ import socket
 
 import pytest
 
-from harness import Ended, Fact, Programs, connect, free_port, read_all
+from harness import PATIENCE_S, Ended, Fact, Programs, connect, free_port, read_all
 
 POLICIES = pytest.mark.parametrize("policy", ["rr", "none"])
 
 
-def run(programs: Programs, case: str, *arguments: object, policy: str = "rr", returncode: int = 0) -> Ended:
+def run(
+    programs: Programs,
+    case: str,
+    *arguments: object,
+    policy: str = "rr",
+    returncode: int = 0,
+    timeout: float = PATIENCE_S,
+) -> Ended:
     """Run one case of programs/nodejs.py to its end."""
-    ended = programs("nodejs", case, *arguments, env={"PYCLUSTER_SCHED_POLICY": policy}).finish()
+    ended = programs("nodejs", case, *arguments, env={"PYCLUSTER_SCHED_POLICY": policy}).finish(timeout)
     assert ended.returncode == returncode
     return ended
 
@@ -282,7 +289,7 @@ def test_two_libraries_may_use_the_cluster_in_one_process(cluster_program: Progr
 
 
 def test_workers_start_whatever_locks_the_primarys_threads_hold(cluster_program: Programs) -> None:
-    ended = run(cluster_program, "threads", 12)
+    ended = run(cluster_program, "threads", 12, timeout=50)
     assert len(all_of(ended, "works")) == 12
     assert ends(ended) == [(0, None, False)] * 12
 

@@ -22,6 +22,7 @@ CROWD = 10_000
 ANSWER_S = 60.0
 FLAT_KIB = 2048  # what a second crowd may add to the primary's memory
 IDLE_CPU = 0.05  # of a processor
+ROUNDS_IN_VAIN = 5  # of 2 s each: asyncio tries again each second
 
 
 @contextlib.contextmanager
@@ -124,13 +125,12 @@ def exhausted(
         if limit is not None:
             cluster.do(0, "set_limit", soft=limit)
         served = early
-        while clients.clients:
+        in_vain = 0
+        while clients.clients and in_vain < ROUNDS_IN_VAIN:
             # Who is answered goes, and makes room for others.
             clients.close(answered_only=True)
-            came = clients.hear(2.0)
-            if not clients.answers:
-                break
-            served += came
+            served += clients.hear(2.0)
+            in_vain = 0 if clients.answers else in_vain + 1
         lost = cluster.do(0, "figures")["lost"]
         clients.close()
     return Row(
