@@ -94,6 +94,7 @@ def test_no_more_than_max_unavailable_are_replaced_at_a_time(start: Start, most:
     cluster = start(workers=3, max_connections_per_worker=2, max_unavailable=most)
     port = free_port()
     cluster.serve("accept_loop", port, 1, 2, 3)
+    cluster.do(0, "never_take_back")  # two for each
     use_up(port, 6)
     for new in range(4, 4 + most):
         cluster.program.wait_for("ready", worker=new)

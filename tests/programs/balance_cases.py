@@ -22,6 +22,8 @@ from programs.core_front import (
 )
 from pycluster import _cluster
 
+BLOCKED_S = 0.05  # the balancer's own
+
 
 def figure(name: str) -> int:
     return _cluster.balancer_figures()[name]
@@ -203,19 +205,29 @@ def a_blocked_worker_with_many() -> Facts:
     }
 
 
+def give_and_let_all_be_blocked(front: Front, *dispatched: int) -> bool:
+    """New clients, and then all workers count as blocked at once: to one that does so later connections would go.
+
+    Returns whether the balancer has nothing to look at any more, as it has while a worker may become blocked.
+    """
+    _cluster.set_patience(float("inf"), float("inf"))
+    front.give(*dispatched)
+    time.sleep(1.2 * BLOCKED_S)  # at least, all of them take nothing
+    _cluster.set_patience(0.002, BLOCKED_S)
+    return wait_until(lambda: wakeups_in(0.1) == 0)
+
+
 def all_workers_are_blocked() -> Facts:
     """There is nobody to take anything back for."""
     front = Front(2)
-    front.give(3, 3)
-    time.sleep(0.2)  # four times the age at which a connection is taken back
-    return {"dispatched": front.dispatched(), "taken_back": figure("taken_back")}
+    settled = give_and_let_all_be_blocked(front, 3, 3)
+    return {"settled": settled, "dispatched": front.dispatched(), "taken_back": figure("taken_back")}
 
 
 def all_are_blocked_and_one_accepts_again() -> Facts:
     """More come meanwhile; the first worker to be there again gets them all, though no other one takes anything."""
     front = Front(3, max_pending=4)
-    front.give(1, 1, 1)
-    time.sleep(0.2)
+    settled = give_and_let_all_be_blocked(front, 1, 1, 1)
     front.connect(6)
     reach(lambda: sum(front.dispatched()) == 9)
     dispatched = front.dispatched()
@@ -225,7 +237,12 @@ def all_are_blocked_and_one_accepts_again() -> Facts:
         taken.extend(front.workers[1].take_all())
         return len(taken) == 9
 
-    return {"dispatched": dispatched, "all_taken": wait_until(all_taken), "lost": figure("lost")}
+    return {
+        "settled": settled,
+        "dispatched": dispatched,
+        "all_taken": wait_until(all_taken),
+        "lost": figure("lost"),
+    }
 
 
 SLEEPS = "import signal; print(); signal.pause()"
@@ -322,6 +339,7 @@ def blocking_when_the_listener_closes() -> Facts:
     front.give(1, 1)
     front.sock.setblocking(True)
     front.listener.close()
+    expect_taken_back(0)
     return {"taken": [len(worker.take_all()) for worker in front.workers]}
 
 
@@ -336,6 +354,7 @@ def closing_the_listener() -> Facts:
     front.listener.close()
     front.sock.close()
     refused = error_of(lambda: socket.create_connection(front.address, PATIENCE_S))
+    expect_taken_back(0)
     taken = [len(worker.take_all()) for worker in front.workers]
     for worker in front.workers:
         worker.channel.close()

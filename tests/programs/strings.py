@@ -106,6 +106,11 @@ def never_take_back() -> None:
     _cluster.set_patience(float("inf"), float("inf"))
 
 
+def take_back_from_sleepers_only() -> None:
+    """Leave connections with a worker that may be blocked, unless the kernel says that it does not run."""
+    _cluster.set_patience(0.002, float("inf"))
+
+
 def states() -> dict[int, str]:
     return {number: worker.state for number, worker in cluster.workers.items()}
 
