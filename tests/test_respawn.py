@@ -112,6 +112,7 @@ def test_nobody_comes_any_more_once_all_are_disconnected(start: Start) -> None:
 
 def test_a_worker_that_cannot_be_started_comes_later(start: Start) -> None:
     cluster = start(workers=1, respawn="on-failure")
+    cluster.do(0, "set_constant", module="respawn", name="FEWEST_TRIES", value=100)  # it is not to give up meanwhile
     limit = cluster.do(0, "lower_limit", spare=0)
     kill(cluster, 1)
     reason = f"cannot start a worker: [Errno {errno.EMFILE}]"

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import time
 
 import pytest
 
@@ -137,8 +138,11 @@ def test_a_second_signal_kills_at_once(second: int, cluster_program: Programs) -
 def test_a_first_signal_after_disconnect_is_still_graceful(cluster_program: Programs) -> None:
     program = cluster_program("stubborn", 0.3, "refuse", "ask")
     program.wait_for("refused")
+    program.wait_for("exit", worker=2)
+    sent_at = time.monotonic()
     program.send_signal(signal.SIGTERM)
     assert exits(program.finish().facts) == [(None, "SIGKILL", True), (0, None, True)]
+    assert program.wait_for("exit", worker=1)["at_s"] - sent_at >= 0.3
 
 
 def test_disconnect_alone_kills_nobody(cluster_program: Programs) -> None:

@@ -4,8 +4,10 @@ import contextlib
 import importlib.util
 import json
 import os
+import pathlib
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -129,13 +131,24 @@ def test_a_program_with_a_handler_for_the_signal_keeps_it(hanging: Start) -> Non
         stop(program)
 
 
-def test_each_hang_is_reported_once_and_a_worker_that_goes_on_is_spared(hanging: Start) -> None:
+def test_each_hang_is_reported_once_and_a_worker_that_goes_on_is_spared(
+    hanging: Start, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grace_s = 5.0
+    monkeypatch.setenv("GRACE_S", str(grace_s))
     program, port = hanging("asyncio", on_hang="kill")
-    for count in (1, 2):
-        with ask(port, "sleep 0.9") as blocked:
-            assert read_all(blocked) == b"worker 1"
-        assert len(program.facts_of("hang")) == count
-    assert len(stop(program)) == 2
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with ask(port, f"read {fifo}") as blocked:
+        program.wait_for("hang")
+        fifo.write_bytes(b"")
+        assert read_all(blocked) == b"worker 1"
+    asked_at = time.monotonic()
+    with ask(port, f"read {fifo}"):
+        # It hangs again when its time of the first hang is over, and has a time of its own.
+        assert program.wait_for("exit")["at_s"] - asked_at >= TIMEOUT_S + grace_s
+    assert program.finish().returncode == 0
+    assert len(program.facts_of("hang")) == 2
 
 
 # ---- Who does not

@@ -2,8 +2,9 @@
 
 Arguments: the kind of server, its port, the number of workers, and settings. A client says a line: "sleep 2" (block for
 so long), "sum 9" (the same in C, with the GIL held, for as long as it takes to add so many numbers), "wait 2" (which
-blocks no event loop), or anything else. It is answered with the worker's id, when the worker gets to it. STARTING_S in
-the environment is how long the start of "starting" holds the GIL.
+blocks no event loop), "read PATH" (block until somebody has written that FIFO), or anything else. It is answered with
+the worker's id, when the worker gets to it. In the environment STARTING_S is how long the start of "starting" holds the
+GIL, and GRACE_S how long a worker that hangs has to go on.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ import sys
 import time
 
 from programs.facts import open_descriptors, tell, tell_events
-from pycluster import Hang, Worker, cluster, process
+from pycluster import Hang, Worker, cluster, process, watch
 
 kind, port = sys.argv[1], int(sys.argv[2])
 
@@ -26,6 +27,9 @@ def block(line: str) -> bytes:
         time.sleep(float(how_long))  # the line
     elif what == "sum":
         sum(range(int(how_long)))  # the line
+    elif what == "read":
+        with open(how_long) as file:
+            file.read()
     elif what == "descriptors":
         return b"%d" % sum("pycluster-stacks" in name for name in open_descriptors().values())
     assert cluster.worker is not None
@@ -80,6 +84,7 @@ def run_worker() -> None:
 
 
 def run_primary() -> None:
+    watch.GRACE_S = float(os.environ.get("GRACE_S", watch.GRACE_S))
     cluster.setup_primary(**json.loads(sys.argv[4]))
     tell_events()
     workers = [cluster.fork() for _ in range(int(sys.argv[3]))]

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 from programs.facts import tell, tell_events
-from pycluster import Address, Settings, Worker, cluster, process
+from pycluster import Address, Settings, Worker, child, cluster, process
 
 
 def own() -> Worker:
@@ -244,6 +244,7 @@ def worker_sys_exit(where: str, status: str) -> None:
     if where == "asyncio":
         import asyncio
 
+        child.HANDLERS_S = 10  # the main thread may have to wait for a processor
         asyncio.run(leave_from_a_loop())
     if where in ("message", "disconnect"):
         own().on(where, leave)

@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 from programs.facts import tell
-from pycluster import Worker, cluster, process
+from pycluster import Worker, child, cluster, process
 
 
 def where() -> str:
@@ -52,6 +52,7 @@ if cluster.is_primary:
     cluster.fork()
     cluster.run()
 else:
+    child.HANDLERS_S = 10  # the main thread may have to wait for a processor
     process.on("message", lambda message, handle: tell("handler", kind="early", where=where(), message=message))
     if sys.argv[1] == "uvloop":
         import uvloop
