@@ -32,6 +32,9 @@ PATIENCE_S = 15.0
 GONE_S = 3.0
 # A case of a program of cases may start many processes, and wait for its own limits.
 CASE_S = 45.0
+# A worker that ends gives a connection that it has just accepted so long, or twice, to say its request. A client that
+# the machine keeps from the processor for longer may find it closed.
+SAYS_WITHIN_S = 0.1
 UNDISTURBED_TRIES = 10
 
 Fact = dict[str, Any]

@@ -11,6 +11,7 @@ from programs.served.apps import HOST, asgi
 config = Config()
 config.bind = [f"{HOST}:{sys.argv[1]}"]
 config.loglevel = "WARNING"
+config.keep_alive_timeout = 60
 if len(sys.argv) > 2:
     config.certfile, config.keyfile = sys.argv[2:4]
 asyncio.run(serve(asgi, config))

@@ -12,6 +12,7 @@ uvicorn.run(
     host=HOST,
     port=int(sys.argv[1]),
     loop="asyncio",
+    timeout_keep_alive=60,
     ssl_certfile=certificate,
     ssl_keyfile=key,
     log_level="warning",

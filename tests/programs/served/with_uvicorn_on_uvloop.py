@@ -7,4 +7,12 @@ import uvicorn
 from programs.served.apps import HOST, asgi
 
 certificate, key = [*sys.argv[2:4], None, None][:2]
-uvicorn.run(asgi, host=HOST, port=int(sys.argv[1]), ssl_certfile=certificate, ssl_keyfile=key, log_level="warning")
+uvicorn.run(
+    asgi,
+    host=HOST,
+    port=int(sys.argv[1]),
+    timeout_keep_alive=60,
+    ssl_certfile=certificate,
+    ssl_keyfile=key,
+    log_level="warning",
+)
