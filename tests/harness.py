@@ -4,6 +4,7 @@ A program is a file in tests/programs. It prints facts, one JSON object a line (
 facts and asserts on them. Nothing here sleeps for luck: every wait is for something, and bounded.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -243,14 +244,24 @@ class Program:
             os.close(self._terminal)
         if "Traceback (most recent call last)" in self.stderr + "\n".join(self.lines) and not self.expects_traceback:
             faults.append("a traceback that the test does not expect")
-        if not wait_until(lambda: self._shared_memory >= set(os.listdir(SHARED_MEMORY)), GONE_S):
-            faults.append(f"left in {SHARED_MEMORY}: {sorted(set(os.listdir(SHARED_MEMORY)) - self._shared_memory)}")
+        if not wait_until(lambda: not self._left_in_shared_memory(), GONE_S):
+            faults.append(f"left in {SHARED_MEMORY}: {sorted(self._left_in_shared_memory())}")
         assert not faults, "; ".join(faults) + f"\n{self}"
 
     def __str__(self) -> str:
         """All that it has said, for messages."""
         facts = "\n".join(map(str, self.facts[-50:]))
         return f"--- facts\n{facts}\n--- other lines\n" + "\n".join(self.lines[-50:]) + f"\n--- stderr\n{self.stderr}"
+
+    def _left_in_shared_memory(self) -> set[str]:
+        """What has come since the start, and is not of a process that lives: this program's are all gone."""
+        left = set(os.listdir(SHARED_MEMORY)) - self._shared_memory
+        for maps in pathlib.Path("/proc").glob("[0-9]*/maps") if left else ():
+            with contextlib.suppress(OSError):  # one of them has gone meanwhile
+                # By inode: a semaphore was mapped before it got its name.
+                mapped = {line.split()[4] for line in maps.read_text().splitlines()}
+                left = {name for name in left if str((SHARED_MEMORY / name).stat().st_ino) not in mapped}
+        return left
 
     # Reading
 

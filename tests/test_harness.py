@@ -1,5 +1,6 @@
 """The harness itself: a program that leaves something behind fails its test."""
 
+import multiprocessing
 import os
 import pathlib
 
@@ -42,6 +43,15 @@ def test_a_file_left_in_shared_memory_is_a_fault(tmp_path: pathlib.Path, monkeyp
     program.finish()
     with pytest.raises(AssertionError, match=r"left in .*segment"):
         program.close()
+
+
+def test_what_another_process_has_in_shared_memory_is_no_fault(cluster_program: Programs) -> None:
+    program = cluster_program.add(Program("-c", "print('up')"))
+    program.wait_for_line("up")
+    semaphore = multiprocessing.get_context("spawn").Lock()
+    program.finish()
+    program.close()
+    del semaphore
 
 
 def test_a_program_that_still_runs_at_the_end_of_its_test_is_ended() -> None:
