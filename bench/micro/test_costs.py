@@ -4,7 +4,7 @@
     make bench-compare        measures again, compares with what was saved last, fails at a median 25 % above it
 
 The figures belong to the machine that they were measured on, so that they are saved there and not in the repository.
-fork_online.py, messages.py and test_counter.py compare with peers.
+fork_online.py, messages.py and test_counter.py compare with peers; ``make bench-micro`` runs them, too.
 """
 
 from __future__ import annotations

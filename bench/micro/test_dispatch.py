@@ -1,12 +1,12 @@
-"""Claim: what the primary takes for a connection does not depend on how many workers there are.
+"""Claim: with one client at a time, what the primary takes for a connection grows with the workers as the C program's.
 
     pytest bench/micro/test_dispatch.py
     python bench/micro/test_dispatch.py       (only the figures)
 
 The processor time of whole primaries, by the clock of the process, in interleaved rounds with the C program that does
 nothing but accept and hand over (peers/handoff.c). With one client at a time every handoff wakes a worker that sleeps,
-however many there are. With 64 two workers are never idle, so nobody has to be woken, and 256 nearly always are: that
-is the kernel's cost, which the C program has, too.
+however many there are. With 64 it does grow, and no bound is claimed: it is about half of what the C program takes with
+two workers, which are never idle, and more than that with 256, nearly all of which sleep.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from variants import VARIANTS, Task
 
 if TYPE_CHECKING:
     import pytest
-    from pytest_benchmark.fixture import BenchmarkFixture
 
 WORKERS = (2, 32, 256)
 CLIENTS = (1, 64)
@@ -75,10 +74,10 @@ def show(costs: Costs) -> None:
             print(f"{clients:8} {workers:8} {ours:11.1f} {theirs:11.1f} {ours / theirs:11.2f}")
 
 
-def test_a_dispatch_does_not_cost_more_with_more_workers(
-    capsys: pytest.CaptureFixture[str], benchmark: BenchmarkFixture
+def test_a_dispatch_to_a_sleeping_worker_costs_little_more_with_more_workers(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    costs: Costs = benchmark.pedantic(us_per_connection)  # type: ignore[no-untyped-call]
+    costs = us_per_connection()
     with capsys.disabled():
         print()
         show(costs)
