@@ -1,11 +1,12 @@
-"""Claim: an app under ``pycluster serve`` is served at least as fast as under ``uvicorn --workers``, and evenly.
+"""Claim: with a connection per request, an app under ``pycluster serve`` is served at least as fast as under
+``uvicorn --workers``, and evenly. With connections kept open, which of them is faster depends on the number of workers.
 
 Both run peers/web_app.py with the same event loop, the same HTTP parser, the same backlog and as many workers, and are
 loaded in turn, on fresh connections and on connections that stay open::
 
     python bench/serve.py --workers 2,8 --rounds 9 --seconds 2 [--loop asyncio]
 
-The shares are of requests; the app says which process answers.
+The shares are of answers; the app says which process gives them.
 
 Status 1 if a request failed, or a server did not start or end as it should.
 """

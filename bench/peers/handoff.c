@@ -6,7 +6,8 @@
  *
  * The primary: accept4(), sendmsg() with the descriptor over a SOCK_SEQPACKET pair per worker, close().  A worker:
  * recvmsg(), then what a blocking worker of work.py does.  All calls block; no queue is bounded by anything but the
- * socket's buffer, nothing is taken back from a worker that is stuck or dead.
+ * socket's buffer, nothing is taken back from a worker that is stuck or dead.  It is no limit: a primary
+ * that lets some connections gather can do with less processor time for each.
  *
  * Prints "ready" when it listens, and ends with all workers at SIGTERM.
  */
