@@ -22,11 +22,10 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 import figures
-from results import CLOSED, Cell, Results, read
+from report import FEWEST_ABOVE, in_words
+from results import CLOSED, KEPT, Cell, Results, read
 from variants import VARIANTS
 
-ENGINES = ("asyncio", "uvloop", "blocking")
-MIXES = ("uniform", "mixed")
 NAMES = {
     "shared": "shared socket",
     "shared2": "shared, again",
@@ -35,8 +34,8 @@ NAMES = {
     "none": "pycluster none",
 }
 SHARES_OF = 8  # workers, if they were measured
+SERVERS_OF = (2, 8)
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 0.999)
-HIGHEST = 0.9995  # above it there are too few requests
 NARROWEST = 7.8  # inches: the headlines need them
 WIDEST_ENTRY = 1.7  # inches of a legend
 STYLE: Any = {
@@ -98,7 +97,9 @@ def shares(results: Results) -> Any:
         panel.grid(visible=False, axis="x")
     panels[0][0].set_ylabel("share of the connections, %")
     _headline(
-        picture, f"Who gets the connections: {workers} workers, {block[0].engine} {block[0].protocol}, closed loop"
+        picture,
+        f"Who gets the connections: {workers} workers, {block[0].protocol}, {block[0].engine_in_words}, "
+        f"{block[0].traffic.arrivals} loop, {block[0].traffic.mix}",
     )
     return picture
 
@@ -135,50 +136,56 @@ def throughput(results: Results) -> Any:
         row[0].set_ylabel("thousand connections/s")
     for panel in panels[-1]:
         panel.set_xlabel("workers")
-    _headline(picture, "Throughput: 1-byte echo, one connection per request, closed loop (line: median, band: range)")
+    _headline(picture, f"Throughput: echo, {in_words(CLOSED)} (line: median, band: range)")
     _legend(picture, panels.flat)
     return picture
 
 
 def latency(results: Results) -> Any:
-    """The distribution of the time to the first byte in open loops: columns are engines, rows the mix of requests."""
+    """The distribution of the time to the first byte in open loops: columns are engines, rows the kinds of requests."""
     opened = [cell for cell in results.cells if cell.traffic.arrivals == "open" and cell.histogram]
-    engines = [engine for engine in ENGINES if any(cell.engine == engine for cell in opened)]
-    mixes = [mix for mix in MIXES if any(cell.traffic.mix == mix for cell in opened)]
+    engines = list(dict.fromkeys((cell.engine, cell.api) for cell in opened))
+    kinds = list(dict.fromkeys((cell.protocol, cell.traffic.mix) for cell in opened))
     if not engines:
         return None
     workers = max(cell.workers for cell in opened)
-    size = (max(3.6 * len(engines), NARROWEST), 2.9 * len(mixes) + 0.8)
-    picture, panels = plt.subplots(len(mixes), len(engines), figsize=size, sharey=True, sharex="row", squeeze=False)
-    for row, mix in zip(panels, mixes, strict=True):
+    size = (max(3.6 * len(engines), NARROWEST), 2.9 * len(kinds) + 0.8)
+    picture, panels = plt.subplots(len(kinds), len(engines), figsize=size, sharey=True, sharex="row", squeeze=False)
+    for row, kind in zip(panels, kinds, strict=True):
         for panel, engine in zip(row, engines, strict=True):
-            cells = [c for c in opened if (c.engine, c.traffic.mix, c.workers) == (engine, mix, workers)]
+            cells = [
+                c
+                for c in opened
+                if ((c.protocol, c.traffic.mix), (c.engine, c.api), c.workers) == (kind, engine, workers)
+            ]
+            if not cells:
+                panel.set_axis_off()
+                continue
             for cell in cells:
                 _draw_distribution(panel, cell)
             panel.set_xscale("log")
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.yaxis.set_major_locator(FixedLocator([_height(part) for part in QUANTILES]))
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * (1 - 10**-value):.4g} %"))
-            panel.set_ylim(0, _height(HIGHEST))
-            offered = f", {cells[0].offered:.0f} requests/s" if cells else ""
-            panel.set_title(f"{engine}, {mix}{offered}")
+            panel.set_title(f"{kind[0]}, {engine[0]}, {kind[1]}, {cells[0].offered:.0f}/s")
         row[0].set_ylabel("requests answered within")
-    for panel in panels[-1]:
-        panel.set_xlabel("ms from the scheduled time to the first byte")
-    _headline(
-        picture, f"Latency: {workers} workers, open loop at half load; mixed: 5 % of requests hold a worker 50 ms"
-    )
-    _legend(picture, panels[0])
+    panels[0][0].set_ylim(bottom=0)  # of all, and only now: it ends the scaling to what is drawn
+    for column in panels.T:
+        lowest = [panel for panel in column if panel.axison][-1]
+        lowest.set_xlabel("ms from the scheduled time to the first byte")
+    _headline(picture, f"Latency: {workers} workers, open loop; mixed: 5 % of the requests hold a worker 50 ms")
+    _legend(picture, panels.flat)
     return picture
 
 
 def servers(results: Results) -> Any:
     """HTTP servers: their rate, with its range. Columns are numbers of workers, rows fresh and kept connections."""
-    blocks = [b for b in results.blocks() if b[0].engine == "app" and b[0].traffic.arrivals == "closed"]
+    blocks = [b for b in results.blocks() if b[0].engine == "app" and b[0].traffic in (CLOSED, KEPT)]
     if not blocks:
         return None
-    counts = sorted({cell.workers for cell in blocks[0]})
-    names = _variants(blocks[0])[::-1]
+    measured = {cell.workers for block in blocks for cell in block}
+    counts = sorted(measured.intersection(SERVERS_OF) or measured)
+    names = _variants(cell for block in blocks for cell in block)[::-1]
     size = (max(4.6 * len(counts), NARROWEST), len(blocks) * (0.28 * len(names) + 0.9) + 0.5)
     picture, panels = plt.subplots(len(blocks), len(counts), figsize=size, sharey=True, sharex="row", squeeze=False)
     for row, block in zip(panels, blocks, strict=True):
@@ -203,7 +210,12 @@ def servers(results: Results) -> Any:
 
 def _draw_distribution(panel: Any, cell: Cell) -> None:
     values, parts = figures.cumulative(cell.histogram)
-    shown = [(value / 1000, _height(part)) for value, part in zip(values, parts, strict=True) if part <= HIGHEST]
+    total = sum(count for _, count in cell.histogram)
+    shown = [
+        (value / 1000, _height(part))
+        for value, part in zip(values, parts, strict=True)
+        if round((1 - part) * total) >= FEWEST_ABOVE
+    ]
     if shown:
         panel.plot(*zip(*shown, strict=True), color=_color(cell), linewidth=1.5, label=_name(cell))
 

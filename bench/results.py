@@ -117,11 +117,6 @@ class Cell:
         """
         return median([float(getattr(r.latency, name)) for r in self.rounds if r.latency.count] or [math.nan])
 
-    def cpu(self, name: Literal["primary", "workers"]) -> float:
-        """Seconds of processor time per 1 000 requests: the median."""
-        seconds = [(r, r.cpu_primary_s if name == "primary" else r.cpu_workers_s) for r in self.rounds]
-        return median(took * 1000 / max(r.completed, 1) for r, took in seconds)
-
     def ratios(self, other: Cell) -> list[float]:
         """Its rate divided by the other's, round by round."""
         theirs = {r.number: r.rate for r in other.rounds if r.rate > 0}

@@ -83,15 +83,86 @@ def test_histograms_of_several_rounds_are_one_distribution() -> None:
     assert figures.cumulative(histogram) == ([1.0, 3.0, 5.0], [0.75, 0.875, 1.0])
 
 
-def test_a_ratio_is_taken_within_a_round() -> None:
-    def cell(rates: list[float]) -> results.Cell:
-        rounds = [
-            results.Round(number, rate, 1, loadgen.Latency(1, 1, 1, 1, 1, 1), {}, {}, 0, 0, 0)
-            for number, rate in enumerate(rates)
-        ]
-        return results.Cell("echo", "asyncio", results.Traffic(), 2, "rr", rounds=rounds)
+def cell_of(
+    rates: list[float],
+    variant: str = "rr",
+    *,
+    samples: int = 2000,
+    engine: Any = "asyncio",
+    traffic: results.Traffic = results.CLOSED,
+    **seen: Any,
+) -> results.Cell:
+    """What so many rounds gave. Others were as busy, and the like, as ``seen`` says."""
+    latency = loadgen.Latency(samples, 10, 20, 30, 40, 50)
+    seen = {"errors": {}, "cpu_primary_s": 0.001, "cpu_workers_s": 0.002, "client_busy": 0.5, **seen}
+    shares = {"worker 1": 60, "worker 2": 40}
+    rounds = [results.Round(number, rate, 100, latency, shares, **seen) for number, rate in enumerate(rates)]
+    protocol: Any = "http" if engine == "app" else "echo"
+    return results.Cell(protocol, engine, traffic, 2, variant, rounds=rounds)
 
-    assert cell([10, 100, 7]).ratios(cell([20, 100, 0])) == [0.5, 1.0]
+
+def excerpt_of(*cells: results.Cell, skipped: dict[str, str] | None = None) -> str:
+    """What README would show of these."""
+    found = results.Results({"load before": "0.12"}, "1 s per round", skipped or {}, cells=list(cells))
+    return report.excerpt(found, [], "docs/bench", (2, 8))
+
+
+def test_a_ratio_is_taken_within_a_round() -> None:
+    assert cell_of([10, 100, 7]).ratios(cell_of([20, 100, 0])) == [0.5, 1.0]
+
+
+def test_readme_says_how_busy_the_machine_was_and_who_was_not_there() -> None:
+    shown = excerpt_of(cell_of([10, 11]), cell_of([10, 10], "shared", others_busy=0.2), skipped={"hypercorn": "no"})
+    assert "load before 0.12" in shown
+    assert "more than 5% in 1 of 2 cells" in shown
+    assert "Skipped: hypercorn (no)." in shown
+
+
+def test_the_same_thing_twice_is_shown_beside_the_differences() -> None:
+    shown = excerpt_of(cell_of([10, 20]), cell_of([10, 10], "shared"), cell_of([9, 13], "shared2"))
+    assert "| asyncio, streams: shared2 | 2 | 11 | 1.10 (0.90..1.30) |" in shown
+
+
+def test_a_percentile_of_few_samples_is_not_shown() -> None:
+    [line] = report.rows([cell_of([10], samples=100)])
+    assert (line["p90"], line["p99"], line["p99.9"]) == ("20", report.UNKNOWN, report.UNKNOWN)
+    [line] = report.rows([cell_of([10], samples=10_000)])
+    assert (line["p99"], line["p99.9"]) == ("30 (30..30)", "40")
+    together = cell_of([10, 10], samples=500)
+    together.histogram = [(10.0, 989), (70.0, 11)]
+    [line] = report.rows([together])
+    assert (line["p90"], line["p99"], line["p99.9"]) == ("20", "70", report.UNKNOWN)
+
+
+def test_a_table_names_what_it_divides_by() -> None:
+    block = [cell_of([10], "reuseport"), cell_of([20]), cell_of([20])]
+    block[2].workers = 4  # with so many, reuseport was not run
+    assert [line["÷ reuseport"] for line in report.rows(block)] == ["", "2.00 (2.00..2.00)", ""]
+
+
+def test_a_client_that_may_have_been_the_limit_is_marked() -> None:
+    assert "| 10† |" in excerpt_of(cell_of([10], client_busy=0.9))
+    opened = cell_of([10], client_busy=0.9, traffic=results.Traffic("open"))  # it begins when it is time
+    assert [line["client"] for line in report.rows([opened])] == ["90%"]
+
+
+def test_how_late_the_client_was_stands_beside_the_latency() -> None:
+    opened = cell_of([10], traffic=results.Traffic("open"), late_p50_us=5, late_p99_us=7)
+    [line] = report.rows([opened])
+    assert (line["client late, p50"], line["client late, p99"]) == ("5", "7")
+    assert "| 10 / 30 |  |  | 5 / 7 |" in excerpt_of(opened)
+
+
+def test_an_error_is_shown_with_its_errno_and_a_server_that_closes_with_its_connections() -> None:
+    seen: dict[str, Any] = {"errors": {"other": 2}, "last_errno": 113, "connects": 100}
+    shown = excerpt_of(cell_of([10], "gunicorn sync", engine="app", traffic=results.KEPT, **seen))
+    assert "other 2 (last errno: EHOSTUNREACH)" in shown
+    assert "100 connections for 100 answers" in shown
+
+
+def test_other_servers_than_uvicorn_are_in_the_table_of_readme() -> None:
+    app = [cell_of([rate], name, engine="app") for rate, name in ((10, "pycluster serve"), (20, "granian"))]
+    assert "| one per request | 2 | 10 |  | 0.50 (0.50..0.50) |" in excerpt_of(*app)
 
 
 def test_the_ways_to_share_a_port_are_compared_and_drawn(tmp_path: pathlib.Path) -> None:
@@ -105,9 +176,9 @@ def test_the_ways_to_share_a_port_are_compared_and_drawn(tmp_path: pathlib.Path)
     assert [cell.variant for cell in found.cells] == ["shared", "reuseport", "rr"]
     for cell in found.cells:
         assert cell.rate > 0
-        assert cell.cpu("workers") > 0
+        assert cell.rounds[0].cpu_workers_s > 0
         assert sum(cell.shares) == pytest.approx(1)
-    assert found.cells[2].cpu("primary") > 0  # the one whose primary accepts
+    assert found.cells[2].rounds[0].cpu_primary_s > 0  # the one whose primary accepts
     document = (tmp_path / "docs" / "results.md").read_text()
     for picture in ("shares.svg", "throughput.svg"):
         assert f"]({picture})" in document
