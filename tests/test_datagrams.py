@@ -359,7 +359,7 @@ def test_a_worker_that_has_disconnected_does_not_spin(start: Start, kind: str) -
     cluster.do(1, "listen", port=other)
     with socket.create_connection(("127.0.0.1", other), PATIENCE_S):
         cluster.do(1, "accept", keep=True)
-        heard = len(cluster.program.facts_of("listening"))
+        heard = len(cluster.program.wait_for_all(1, "listening", worker=1))
         for worker in (1, 2):
             cluster.begin(worker, "serve", kind=kind, where=port)
         assert wait_until(lambda: len(cluster.program.facts_of("listening")) == heard + 2)

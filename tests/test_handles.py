@@ -433,6 +433,7 @@ def test_closing_the_last_listener_closes_the_connections_that_wait_for_it(start
     cluster = start(workers=1, policy=policy)
     cluster.do(1, "listen", port=free_port())
     cluster.do(1, "close")  # what the first listener of all opens stays open
+    cluster.do(0, "states")  # a dispatch later: the primary has heard of the close
     before = [cluster.do(who, "descriptors") for who in (0, 1)]
     port = cluster.do(1, "listen", port=free_port())["name"][1]
     with contextlib.ExitStack() as stack:

@@ -100,11 +100,13 @@ def test_a_worker_that_was_asked_to_end_is_not_replaced(
 
 def test_nobody_comes_any_more_once_all_are_disconnected(start: Start) -> None:
     cluster = start(workers=1, respawn="on-failure")
+    cluster.do(0, "set_constant", module="respawn", name="FIRST_PAUSE_S", value=10)  # nobody comes meanwhile
     os.kill(cluster.pid(1), signal.SIGKILL)
     cluster.wait_for_exit(1)
     cluster.do(0, "disconnect_all")
     assert not cluster.do(0, "waits_for_workers")
     assert cluster.fork() == [2], "till somebody forks"
+    cluster.do(0, "set_constant", module="respawn", name="FIRST_PAUSE_S", value=0.1)
     kill(cluster, 2)
     wait_for_successor(cluster, 3)
 

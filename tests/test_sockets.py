@@ -252,7 +252,7 @@ def test_no_connection_is_lost_when_a_worker_closes_its_server_while_they_are_ha
     cluster.do(2, "serve_in_a_thread")
     closing = cluster.begin(1, "open_and_close", times=20, **arguments)
     answers: list[int] = []
-    while not cluster.program.facts_of("done", seq=closing) or len(answers) < 50:
+    while not any(cluster.program.facts_of(how, seq=closing) for how in ("done", "failed")) or len(answers) < 50:
         answers.append(who_answers_at(path) if kind == "path" else who_answers(port))
     cluster.result(closing)
     assert set(answers) <= {1, 2}

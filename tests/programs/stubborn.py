@@ -13,6 +13,7 @@ def refuse() -> None:
     """Go on whatever comes."""
     while True:
         try:
+            cluster.counter("in its way").add()
             tell("refusing")
             time.sleep(60)
         except BaseException as exception:
@@ -28,6 +29,7 @@ def stop() -> None:
 def end_later() -> None:
     """Take some time, but less than is given."""
     try:
+        cluster.counter("in its way").add()
         tell("refusing")
         time.sleep(60)
     finally:
@@ -36,8 +38,9 @@ def end_later() -> None:
 
 
 def ask() -> None:
-    """Be the one that stops the whole cluster, by a message."""
-    time.sleep(0.1)
+    """Be the one that stops the whole cluster, by a message, once another one is in its way."""
+    while not cluster.counter("in its way").value:
+        time.sleep(0.01)
     process.send("stop all")
     time.sleep(60)
 
