@@ -7,12 +7,12 @@ import os
 import pathlib
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from harness import (
     PATIENCE_S,
-    UNDISTURBED_TRIES,
     Fact,
     Program,
     Programs,
@@ -128,12 +128,12 @@ class Puppets:
         Args:
           take_turns: returns whose turn it was, one after the other.
         """
-        for _ in range(UNDISTURBED_TRIES):
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
             turns = take_turns()
             shares = [turns.count(worker) for worker in workers]
-            if max(shares) == min(shares) or self._taken_back == 0:
-                break
-        return shares
+            if max(shares) == min(shares) or self._taken_back == 0 or time.monotonic() > deadline:
+                return shares
 
     @property
     def _taken_back(self) -> int:
