@@ -55,7 +55,7 @@ lint: build ## ruff, mypy, cython-lint, and the stubs against the built core
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint src/_cluster.pyx src/_linux.pxd
 	$(BIN)/stubtest --ignore-disjoint-bases pycluster._cluster
 
-bench: build $(PEERS) ## compare round robin, the kernel's choice and peers; writes docs/bench and into README (about 25 minutes)
+bench: build $(PEERS) ## compare round robin, the kernel's choice and peers; writes docs/bench and into README (about 22 minutes)
 	$(BIN)/python bench/balance.py --full --json build/bench/results.json --docs docs/bench --readme README.md
 
 bench-quick: build $(PEERS) ## the same in some 10 minutes, to see that all works; writes build/bench/quick

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ import report
 import results
 import running
 import variants
+from harness import wait_until
 from plan import Suite
 from running import BENCH, free_ports
 
@@ -54,16 +54,6 @@ def measured(suite: Suite, **settings: Any) -> tuple[list[results.Cell], list[st
     problems: list[str] = []
     cells = list(measure.measure(suite, measure.Settings(**settings), problems, lambda where, what: None))
     return cells, problems
-
-
-def until(fact: Callable[[], object], seconds: float = 20.0) -> bool:
-    """Whether it becomes true in time."""
-    end = time.monotonic() + seconds
-    while not fact():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def test_jains_index_and_the_variation_of_shares() -> None:
@@ -270,14 +260,14 @@ def test_however_a_benchmark_ends_its_servers_end(signals: list[signal.Signals],
     words = [sys.executable, "balance.py", *options, "--json", str(tmp_path / "all.json")]
     with subprocess.Popen(words, cwd=BENCH, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
         # A server has two workers; the process that guards it has no child.
-        assert until(lambda: len([pid for pid in children(bench.pid) if children(pid)]) == 3)
+        assert wait_until(lambda: len([pid for pid in children(bench.pid) if children(pid)]) == 3)
         groups = children(bench.pid)
         for number in signals:
             bench.send_signal(number)
             time.sleep(0.05)
         bench.wait(LIMIT_S)
     assert bench.returncode in (1, -signal.SIGINT, -signal.SIGKILL)
-    assert until(lambda: not any(running.living(group) for group in groups))
+    assert wait_until(lambda: not any(running.living(group) for group in groups))
 
 
 def children(parent: int) -> list[int]:

@@ -425,7 +425,11 @@ class Child:
             wait_s = min(2 * wait_s, 1.0)
 
     def _on_end_signal(self, number: int, frame: object) -> None:
-        # No lock is taken here, nor in the next one: they run in the middle of whatever the main thread does.
+        # No lock is taken here, nor in the next two: they run in the middle of whatever the main thread does.
+        self._deliver_end()
+
+    def _deliver_end(self) -> None:
+        """End the script, once, if it is to end: in the main thread."""
         if self._ending is not None and self._script_runs and not self._end_delivered:
             self._end_delivered = True
             raise self._ending
@@ -444,9 +448,7 @@ class Child:
             return
         self.defer(self._stay)
         self._over.wait()
-        if self._ending is not None and not self._end_delivered:
-            self._end_delivered = True
-            raise self._ending
+        self._deliver_end()
 
     def _stay(self) -> None:
         self._stays = True

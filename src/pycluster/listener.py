@@ -308,16 +308,14 @@ def _listen(self: socket.socket, backlog: int = 128, /) -> None:
 
 
 def _accept(self: socket.socket) -> tuple[int, Any]:
-    # Once per connection: a channel, the usual case, takes few calls.
-    shared = descriptors.find(self) or descriptors.find_any(self)
+    shared = descriptors.find_any(self)
     if shared is None:
         return _plain_accept(self)  # type: ignore[no-any-return]
     try:
         if not shared.shut:
             if shared.receiver is None:
                 return _accept_shared(self, shared)
-            timeout = _plain_gettimeout(self)
-            return shared.receiver.accept(None if timeout == FOREVER_S else timeout)
+            return shared.receiver.accept(_gettimeout(self))
     except OSError:
         if not shared.shut:
             raise
