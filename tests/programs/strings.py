@@ -298,6 +298,9 @@ def run_primary() -> None:
     lines = control.makefile("rb", buffering=0)
     while True:
         ready = {fd for fd, _ in poll.poll()}
+        if cluster.fileno() in ready:
+            # First, so that a command finds what workers said before a test could have asked for it.
+            cluster.dispatch()
         if control.fileno() in ready:
             line = lines.readline()
             if not line:
@@ -307,8 +310,6 @@ def run_primary() -> None:
                 obey(command)
             else:
                 cluster.workers[command["who"]].send(command)
-        if cluster.fileno() in ready:
-            cluster.dispatch()
     for worker in cluster.workers.values():
         worker.kill(signal.SIGKILL)
     cluster.run()
