@@ -376,7 +376,7 @@ def test_a_worker_shuts_a_listener_down_for_itself_alone(start: Start, name: str
 def test_who_waits_for_connections_hears_of_the_shutdown(start: Start, policy: str) -> None:
     cluster = start(workers=1, policy=policy)
     cluster.do(1, "listen", port=free_port())
-    cluster.do(1, "shut_down_while_accepting")
+    assert cluster.do(1, "shut_down_while_accepting") == errno.EINVAL
 
 
 @pytest.mark.parametrize("policy", RR_AND_NONE)

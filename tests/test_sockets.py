@@ -50,6 +50,14 @@ def test_workers_share_a_descriptor_of_the_primarys_which_stays_its_own(start: S
     assert wait_until(lambda: refuses(lambda: connect(name[1]).close()))
 
 
+@pytest.mark.parametrize("policy", RR_AND_NONE)
+def test_a_thread_that_waits_for_connections_takes_none_of_the_next_listener(start: Start, policy: str) -> None:
+    cluster = start(workers=1, policy=policy)
+    fd = cluster.do(0, "open_descriptor", kind="listener")
+    cluster.do(1, "listen", how="cluster", fd=fd)
+    assert cluster.do(1, "listen_again_while_accepting", how="cluster", fd=fd) == errno.EBADF
+
+
 def sockets(cluster: Puppets) -> list[str]:
     """What sockets the primary has open."""
     return [name for name in cluster.do(0, "descriptors") if name.startswith("socket:")]

@@ -112,12 +112,19 @@ class Shared:
                     found.add(fd)
         self.strangers = frozenset(found - {self.fd})
 
+    def poll(self, timeout_s: float) -> int:
+        """What poll(2) says of it within a time: 0 if nothing, or if it has been closed here."""
+        if (fd := self.fd) < 0:
+            return 0
+        poller = native.poll()
+        poller.register(fd, select.POLLIN)
+        return next((event for _, event in poller.poll(timeout_s * 1000)), 0)
+
     @property
     def waiting(self) -> bool:
         """Whether a connection lies in the channel, or a probe of the balancer's."""
-        poller = native.poll()
-        poller.register(self.fd, select.POLLIN)
-        return any(event & select.POLLIN and not event & select.POLLHUP for _, event in poller.poll(0))
+        event = self.poll(0)
+        return bool(event & select.POLLIN and not event & select.POLLHUP)
 
     def silence(self) -> None:
         """Never be readable again: a server that goes on polling this descriptor sleeps.
@@ -309,6 +316,7 @@ def _take_out(shared: Shared) -> None:
         shared.adopt_duplicates()
     if _shared.get(shared.fd) is shared:
         del _shared[shared.fd]
+    shared.fd = -1  # a thread may be in accept: the number can be the next listener's at once
     if shared.receiver is not None:
         shared.receiver.close()
 

@@ -19,7 +19,6 @@ import contextlib
 import contextvars
 import errno
 import os
-import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -340,16 +339,10 @@ def _accept_shared(self: socket.socket, shared: descriptors.Shared) -> tuple[int
         left = 1.0 if timeout is None else deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("timed out")
-        _wait_readable(shared, min(left, 1.0))
+        # Here, as the descriptor, which other workers share, does not block. Bounded: silence() may take its place.
+        shared.poll(min(left, 1.0))
     # Silenced meanwhile.
     return shared.receiver.accept(timeout and max(deadline - time.monotonic(), SHORTEST_S))
-
-
-def _wait_readable(shared: descriptors.Shared, seconds: float) -> None:
-    """Block where the descriptor, which other workers share, does not. Bounded: silence() may have taken its place."""
-    poller = native.poll()
-    poller.register(shared.fd, select.POLLIN)
-    poller.poll(seconds * 1000)
 
 
 def _gettimeout(self: socket.socket) -> float | None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import queue
 import resource
 import select
 import signal
@@ -198,25 +199,47 @@ def shut_down(name: str = "it", how: int = socket.SHUT_RDWR) -> None:
     listeners[name].shutdown(how)
 
 
-def shut_down_while_accepting(name: str = "it") -> None:
-    """Let a thread wait for a connection, and shut its listener down."""
-    sock = listeners[name]
-    ended = threading.Event()
+def accept_in_a_thread(sock: socket.socket) -> "queue.SimpleQueue[int | None]":
+    """Let a thread wait for a connection. Returns where it puts the error that it gets, or None with a connection."""
+    outcome: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
     def wait_for_one() -> None:
         try:
-            sock.accept()
+            connections.append(sock.accept()[0])
         except OSError as exception:
-            if exception.errno == errno.EINVAL:
-                ended.set()
+            outcome.put(exception.errno)
+        else:
+            outcome.put(None)
 
     thread = threading.Thread(target=wait_for_one, daemon=True)
     thread.start()
     polls = ("7", "73")  # x86-64's poll, arm64's ppoll
     while pathlib.Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()[0] not in polls:
         time.sleep(0.001)
-    sock.shutdown(socket.SHUT_RDWR)
-    assert ended.wait(10)
+    return outcome
+
+
+def shut_down_while_accepting(name: str = "it") -> int | None:
+    """Let a thread wait for a connection, and shut its listener down. Returns the error that it gets."""
+    outcome = accept_in_a_thread(listeners[name])
+    listeners[name].shutdown(socket.SHUT_RDWR)
+    return outcome.get(timeout=10)
+
+
+def listen_again_while_accepting(name: str = "it", **arguments: Any) -> int | None:
+    """Let a thread wait for a connection, and put another listener in the place of its own, to which one comes.
+
+    Returns the error that the thread gets, None if it gets that connection.
+    """
+    number = listeners[name].fileno()
+    outcome = accept_in_a_thread(listeners[name])
+    close(name)
+    listen(name, **arguments)
+    assert listeners[name].fileno() == number
+    with socket.create_connection(listeners[name].getsockname()):
+        error = outcome.get(timeout=10)
+        accept(name, reply=False)
+    return error
 
 
 def duplicate(name: str = "it", new: str = "copy", how: str = "dup") -> dict[str, Any]:
