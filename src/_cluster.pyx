@@ -883,6 +883,8 @@ cdef class Receiver:
         cdef uint64_t now = now_ns()
         cdef int wait_ms = <int>((max(deadline, now) - now + 999999) // 1000000) if deadline else -1
         cdef int ready
+        if self.fd < 0:
+            return 0  # closed by another thread while this one looked for room: poll would sleep for ever
         watched.fd = self.fd
         watched.events = POLLIN
         with nogil:
