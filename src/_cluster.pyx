@@ -562,6 +562,7 @@ cdef enum:
     PROBE_SIZE = 1
     RECEIVE_BATCH = 16        # connections per recvmmsg: 16 messages keep the stack frame at 2.5 kB
     CLOSED_PAUSE_MS = 10      # between two looks at a channel that has ended and is not silenced yet
+    LONGEST_SLEEP_MS = 1000   # of who waits for a connection, until another look at whether the channel is still theirs
     IDENTITY_SIZE = 28        # sizeof(struct sockaddr_in6), the longest address that is compared
 
 cdef union Control:
@@ -874,22 +875,26 @@ cdef class Receiver:
         return 1
 
     cdef int wait(self, uint64_t deadline) except -1:
-        """Sleep until there may be something to receive, a signal has been handled, or `deadline` is over (0: none).
+        """Sleep until there may be something to receive, a signal has been handled, or some time has gone by.
 
-        All threads that wait here wake up, and one of them is the first. Where the number has become another file's, by
-        dup2, poll looks that up when the channel ends, and sleeps on: nothing ever comes on a quiet descriptor.
+        All threads that wait here wake up, and one of them is the first. When the channel ends, poll looks the number
+        up anew. It may be another file's by then, after dup2, or a close and the next listener's start: poll sleeps on,
+        and nothing wakes it any more. So a sleep is bounded, and who waits looks at `self.fd` again.
+
+        Raises:
+          TimeoutError: `deadline` is over (0: none).
         """
         cdef pollfd watched
         cdef uint64_t now = now_ns()
-        cdef int wait_ms = <int>((max(deadline, now) - now + 999999) // 1000000) if deadline else -1
+        cdef uint64_t wait_ms = LONGEST_SLEEP_MS
         cdef int ready
-        if self.fd < 0:
-            return 0  # closed by another thread while this one looked for room: poll would sleep for ever
+        if deadline:
+            wait_ms = min(wait_ms, (max(deadline, now) - now + 999999) // 1000000)
         watched.fd = self.fd
         watched.events = POLLIN
         with nogil:
-            ready = poll(&watched, 1, wait_ms)
-        if ready == 0:
+            ready = poll(&watched, 1, <int>wait_ms)
+        if ready == 0 and deadline and now_ns() >= deadline:
             raise TimeoutError("timed out")
         if ready < 0:
             if errno != EINTR:

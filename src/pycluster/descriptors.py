@@ -219,7 +219,7 @@ def shut(shared: Shared, shut_channel: Callable[[], None]) -> None:
 
     Args:
       shut_channel: under SCHED_RR, which stays readable then, as a plain listener does. poll(2) would go on with the
-        file that is put in its place, so that nobody would wake up.
+        file that is put in its place, so that nobody would wake up for a second.
 
     Raises:
       OSError: no descriptor is left for the silence.

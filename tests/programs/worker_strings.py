@@ -11,9 +11,11 @@ import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from programs.answering import answer
@@ -199,8 +201,11 @@ def shut_down(name: str = "it", how: int = socket.SHUT_RDWR) -> None:
     listeners[name].shutdown(how)
 
 
-def accept_in_a_thread(sock: socket.socket) -> "queue.SimpleQueue[int | None]":
-    """Let a thread wait for a connection. Returns where it puts the error that it gets, or None with a connection."""
+def accept_in_a_thread(sock: socket.socket) -> "tuple[int, queue.SimpleQueue[int | None]]":
+    """Let a thread wait for a connection.
+
+    Returns its id, and where it puts the error that it gets, or None with a connection.
+    """
     outcome: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
     def wait_for_one() -> None:
@@ -213,15 +218,36 @@ def accept_in_a_thread(sock: socket.socket) -> "queue.SimpleQueue[int | None]":
 
     thread = threading.Thread(target=wait_for_one, daemon=True)
     thread.start()
+    assert thread.native_id is not None
     polls = ("7", "73")  # x86-64's poll, arm64's ppoll
     while pathlib.Path(f"/proc/self/task/{thread.native_id}/syscall").read_text().split()[0] not in polls:
         time.sleep(0.001)
-    return outcome
+    return thread.native_id, outcome
+
+
+@contextlib.contextmanager
+def kept_from_the_processor(thread: int) -> Iterator[None]:
+    """Let a thread get next to no time while inside: something busy has its processor, and goes before it."""
+    processor = min(os.sched_getaffinity(0))
+    os.sched_setaffinity(thread, {processor})
+    os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    with subprocess.Popen(
+        [sys.executable, "-c", "print('busy', flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as busy:
+        try:
+            os.sched_setaffinity(busy.pid, {processor})
+            assert busy.stdout is not None
+            busy.stdout.readline()
+            yield
+        finally:
+            busy.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has ended all the same
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def shut_down_while_accepting(name: str = "it") -> int | None:
     """Let a thread wait for a connection, and shut its listener down. Returns the error that it gets."""
-    outcome = accept_in_a_thread(listeners[name])
+    _, outcome = accept_in_a_thread(listeners[name])
     listeners[name].shutdown(socket.SHUT_RDWR)
     return outcome.get(timeout=10)
 
@@ -232,9 +258,10 @@ def listen_again_while_accepting(name: str = "it", **arguments: Any) -> int | No
     Returns the error that the thread gets, None if it gets that connection.
     """
     number = listeners[name].fileno()
-    outcome = accept_in_a_thread(listeners[name])
-    close(name)
-    listen(name, **arguments)
+    thread, outcome = accept_in_a_thread(listeners[name])
+    with kept_from_the_processor(thread):  # it wakes up when the number is already the next listener's
+        close(name)
+        listen(name, **arguments)
     assert listeners[name].fileno() == number
     with socket.create_connection(listeners[name].getsockname()):
         error = outcome.get(timeout=10)
