@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
@@ -55,3 +56,9 @@ def cumulative(histogram: Histogram) -> tuple[list[float], list[float]]:
         values.append(value)
         parts.append(seen / total)
     return values, parts
+
+
+def percentile(histogram: Histogram, part: float) -> float:
+    """The smallest value that at least this part, up to 1, is not above."""
+    values, parts = cumulative(histogram)
+    return values[bisect_left(parts, part)]

@@ -189,8 +189,7 @@ def _percentile(cell: Cell, name: str, *, ranged: bool = False) -> str:
     if median(counts) >= least:
         values = (float(getattr(r.latency, name)) for r in cell.rounds if r.latency.count)
         return figures.spread(values, 0) if ranged else f"{cell.latency(name):.0f}"
-    steps = zip(*figures.cumulative(cell.histogram), strict=True)
-    return f"{next(value for value, part in steps if part >= 1 - 1 / ONE_IN[name]):.0f}"
+    return f"{figures.percentile(cell.histogram, 1 - 1 / ONE_IN[name]):.0f}"
 
 
 def _late(cell: Cell, name: Literal["p50", "p99"]) -> str:

@@ -72,6 +72,7 @@ def test_histograms_of_several_rounds_are_one_distribution() -> None:
     histogram = figures.merged([[(1.0, 2), (5.0, 1)], [(1.0, 4), (3.0, 1)]])
     assert histogram == [(1.0, 6), (3.0, 1), (5.0, 1)]
     assert figures.cumulative(histogram) == ([1.0, 3.0, 5.0], [0.75, 0.875, 1.0])
+    assert [figures.percentile(histogram, part) for part in (0.5, 0.75, 0.8, 1)] == [1.0, 1.0, 3.0, 5.0]
 
 
 def cell_of(

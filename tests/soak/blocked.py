@@ -5,7 +5,6 @@ accept from one shared socket, which is one queue for all; as a cluster; and as 
 a worker that is stopped for good among others.
 """
 
-import bisect
 import contextlib
 import os
 import signal
@@ -92,8 +91,8 @@ def tail(loads: list[loadgen.Load]) -> str:
     Where all sleep, who comes waits for up to 50 ms, and 50 more if it is to sleep then itself. About one in a hundred
     of one queue's requests is, so its p99 can fall on either side of that step, and does not tell all alone.
     """
-    values, parts = figures.cumulative(figures.merged(load.histogram for load in loads))
-    return " / ".join(f"{values[bisect.bisect(parts, part)] / 1000:.0f}" for part in (0.9, 0.99, 0.995))
+    latencies = figures.merged(load.histogram for load in loads)
+    return " / ".join(f"{figures.percentile(latencies, part) / 1000:.0f}" for part in (0.9, 0.99, 0.995))
 
 
 def measure_sleepers() -> list[Row]:
