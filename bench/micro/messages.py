@@ -1,4 +1,6 @@
-"""Claim: one way, messages take at most half the time that Node.js's ``process.send`` takes.
+"""Claim: one way, messages take at most half the time that Node.js's ``process.send`` takes; JSON, two thirds at most.
+
+JSON on both sides is twice as fast on most machines, too, but not on all: to the primary it was 1.7 to 2.4 times.
 
 Round trips are measured, too, and are not twice as fast everywhere: they are mostly waking up. Where processors fall
 asleep between messages they are several times as fast, since pycluster does not sleep at once; where something else
@@ -15,7 +17,7 @@ one after the other; the ratio is taken within the round, since the machine's sp
 
     python bench/micro/messages.py [--rounds 7] [--trips 20000] [--messages 200000]
 
-Status 0 without figures where there is no ``node``; 1 where the median of a ratio one way is below ``--at-least``.
+Status 0 without figures where there is no ``node``; 1 where the median of a ratio one way is below what is claimed.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ PAIRS = {
     "binary": ("node advanced", "pycluster msgpack"),
     "default": ("node json", "pycluster msgpack"),
 }
+AT_LEAST = {"json": 1.5, "binary": 2.0, "default": 2.0}
 
 Figures = dict[str, float]
 
@@ -150,7 +153,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--trips", type=int, default=20_000)
     parser.add_argument("--messages", type=int, default=200_000)
-    parser.add_argument("--at-least", type=float, default=2.0, help="the ratio that is claimed one way")
     given = parser.parse_args()
     if shutil.which("node") is None:
         print("skipped: there is no `node` to compare with")
@@ -175,11 +177,11 @@ def main() -> int:
         for figure in FIGURES:
             ratios = [mine[figure] / its[figure] for mine, its in zip(seen[ours], seen[theirs], strict=True)]
             cells.append(f"{spread(ratios, 2):>28}")
-            if figure != "round_trips" and median(ratios) < given.at_least:
-                slow.append(f"{pair}, {figure}")
+            if figure != "round_trips" and median(ratios) < AT_LEAST[pair]:
+                slow.append(f"{pair}, {figure}: below {AT_LEAST[pair]}")
         print(f"{pair:20}" + "".join(cells))
     if slow:
-        print(f"below {given.at_least}: " + "; ".join(slow))
+        print("; ".join(slow))
     return 1 if slow else 0
 
 
