@@ -1078,6 +1078,7 @@ cdef enum:
     BACK_OFF_NS = 20000000
     HANDSHAKE_MS = 2          # for those who have begun to connect when a listener closes: enough for a local network
     HANDSHAKE_TRIES = 8
+    VAIN_MAX = 8              # who shares the socket with us takes a connection now and then that we were told of
     TCP_FLAGS_AT = 13
     TCP_SYN_FLAG = 2
 
@@ -1123,6 +1124,7 @@ cdef struct ListenerState:
     bint closed
     uint64_t rests_until_ns
     uint64_t served           # the wake-up in which it was served last
+    int vain                  # wake-ups for nothing, since the last connection
     Connection held           # taken, but nobody had room: it goes first. fd is -1 when there is none
 
 cdef struct Balancer:
@@ -1206,7 +1208,8 @@ cdef uint64_t pending(Channel *channel) noexcept nogil:
 cdef void arm(ListenerState *listener, bint armed) noexcept nogil:
     cdef epoll_event event
     if listener.armed != armed and not listener.closed:
-        event.events = EPOLLIN if armed else 0
+        # Edge-triggered, or a socket that somebody shuts down would wake us for ever: that is told, asked for or not.
+        event.events = EPOLLIN if armed else <uint32_t>EPOLLET
         event.data.u64 = <uint64_t>listener
         epoll_ctl(balancer.epoll, EPOLL_CTL_MOD, listener.fd, &event)
         listener.armed = armed
@@ -1449,6 +1452,11 @@ cdef void serve(ListenerState *listener, bint told) noexcept nogil:
         taken_back = balancer.taken_back
         error = next_connection(listener, &connection, ready, told and i == 0)
         if error == -EAGAIN:
+            if told and i == 0:
+                if listener.vain == VAIN_MAX:
+                    rest(listener)  # a Unix socket that somebody has shut down is always ready, and never fails
+                    return
+                listener.vain += 1
             if ready and pending(channel) >= PLENTY:
                 arm(listener, False)
                 balancer.tick_ms = 1
@@ -1457,6 +1465,7 @@ cdef void serve(ListenerState *listener, bint told) noexcept nogil:
         if error < 0:
             rest(listener)
             return
+        listener.vain = 0
         error = deliver(channel, &connection)
         if error == 0:
             channel.relieves |= balancer.taken_back != taken_back
@@ -1834,7 +1843,7 @@ cdef class Listener:
             ring_init(&state.rings[place])
         state.fd = fd
         state.held.fd = -1
-        event.events = 0
+        event.events = EPOLLET  # see arm()
         event.data.u64 = <uint64_t>state
         with nogil:
             lock()
@@ -1972,23 +1981,44 @@ cdef void turn_away(int fd) noexcept nogil:
 
 
 cdef void empty_backlog(ListenerState *listener) noexcept nogil:
-    """Hand over all that waits, in turn, full or not, as long as the channels' sockets take it."""
+    """Hand over all that waits, in turn, full or not, as long as the channels' sockets take it.
+
+    Nothing is taken back after this, so what lies in blocked channels goes to workers that work, as long as there are
+    some, and nothing new goes to the blocked ones.
+    """
     cdef Connection connection
     cdef Link *ring = &listener.rings[READY]
     cdef Link *link
-    cdef int place
-    for place in range(WAITING, BROKEN):
-        while has(listener, place):
-            move(first(listener, place), READY)
-    while has(listener, READY) and next_connection(listener, &connection, False, False) == 0:
+    merge(listener, WAITING)
+    while has(listener, READY) or has_blocked(listener):
+        if not has(listener, READY):
+            merge(listener, BLOCKED)
+            merge(listener, PROBED)
+        if next_connection(listener, &connection, True, False) != 0:
+            return
         link = ring.next
         while link != ring and deliver(<Channel *>link, &connection) < 0:
             link = link.next
-        if link == ring:
+        if link != ring:
+            move(<Channel *>link, READY)
+        elif has_blocked(listener):
+            listener.held = connection
+            merge(listener, BLOCKED)
+            merge(listener, PROBED)
+        else:
             close(connection.fd)
             balancer.lost += 1
             return
-        move(<Channel *>link, READY)
+
+
+cdef bint has_blocked(ListenerState *listener) noexcept nogil:
+    return has(listener, BLOCKED) or has(listener, PROBED)
+
+
+cdef void merge(ListenerState *listener, int place) noexcept nogil:
+    """Take these channels for ready ones."""
+    while has(listener, place):
+        move(first(listener, place), READY)
 
 
 cdef void detach_all(Link *ring) noexcept nogil:
@@ -2076,7 +2106,10 @@ cdef class HandoffChannel:
             return
         with nogil:
             lock()
-            if state.listener == NULL or is_empty(state):
+            if state.listener == NULL:
+                disown(state)  # nobody else can take what lies in it
+                free_channel(state)
+            elif is_empty(state):
                 free_channel(state)
             else:
                 move(state, ORPHANED)

@@ -156,6 +156,19 @@ def test_what_the_kernel_has_accepted_is_delivered_when_the_listener_closes(bala
     assert fact["lost"] == 0
 
 
+def test_a_blocked_worker_gets_nothing_when_the_listener_closes_and_another_one_works(balance_case: Case) -> None:
+    fact = balance_case("closing_the_listener_while_a_worker_is_blocked")
+    assert fact["dispatched"] == [0, 10]
+    assert fact["taken"] == 10
+    assert fact["lost"] == 0
+
+
+def test_what_no_worker_takes_of_a_closed_listener_counts_for_none(balance_case: Case) -> None:
+    fact = balance_case("closing_channels_after_the_listener")
+    assert fact["before"] == [3, 3]
+    assert fact["of_the_dead"] == 1
+
+
 def test_what_a_dead_worker_left_is_delivered_too_when_the_listener_closes(balance_case: Case) -> None:
     fact = balance_case("closing_the_listener_with_orphans")
     assert fact["taken"] == 4
@@ -186,6 +199,13 @@ def test_a_primary_without_descriptors_rests_and_goes_on_by_itself(balance_case:
     assert fact["wakeups"] <= 100  # in half a second: twice what a rest of 20 ms and its tick come to
     assert fact["resumed"]
     assert fact["lost"] == 0
+
+
+@pytest.mark.parametrize("family", ["AF_INET", "AF_UNIX"])
+def test_a_listening_socket_that_is_shut_down_wakes_nobody_for_ever(balance_case: Case, family: str) -> None:
+    fact = balance_case("shut_down", family)
+    assert fact["wakeups"] <= 100  # in half a second: twice what a rest of 20 ms and its tick come to
+    assert fact.get("served_by", 0) == 0
 
 
 # ---- Workers that lie

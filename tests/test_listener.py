@@ -92,6 +92,19 @@ def test_under_sched_none_a_listener_that_blocks_here_blocks_whatever_another_wo
     assert request(port) == b"worker 1"
 
 
+def test_a_disconnecting_worker_that_closes_its_listener_ends_with_what_it_has_not_accepted(start: Start) -> None:
+    cluster = start(workers=1)
+    port = free_port()
+    cluster.do(1, "listen", port=port)
+    with connect(port) as client:
+        assert wait_until(lambda: cluster.do(0, "stats")["dispatched"] == 1)
+        cluster.do(0, "disconnect", worker=1)
+        cluster.do(1, "close")
+        assert read_all(client) == b""
+        assert cluster.wait_for_exit(1) == (0, None)
+    assert cluster.do(0, "stats")["dispatched"] == 0
+
+
 def test_under_sched_none_an_accept_ends_in_time_though_its_worker_disconnects_meanwhile(start: Start) -> None:
     cluster = start(policy="none")
     port = cluster.do(1, "listen", how="cluster")["name"][1]

@@ -148,6 +148,9 @@ class Listeners:
 
     def release(self, worker_id: int, key: int) -> None:
         """A worker has closed a listener; the last one closes the handle."""
+        for closed in self._closing:
+            if closed.key == key:
+                closed.leave(worker_id)  # what it has not accepted ends now: nobody else could take it
         handle = self._of(worker_id, key)
         if handle is not None:
             handle.leave(worker_id)

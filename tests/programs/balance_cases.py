@@ -364,6 +364,36 @@ def closing_the_listener() -> Facts:
     return {"taken": taken, "refused": refused, "lost": figure("lost")}
 
 
+def closing_the_listener_while_a_worker_is_blocked() -> Facts:
+    """It has got one connection and a probe by then; the other one has its fill, and more waits in the backlog."""
+    front = Front(2, max_pending=2)
+    blocked, working = front.workers
+    front.connect(2)
+    taken = [working.take(), working.take()]  # the second as soon as it has been taken back
+    assert wait_until(blocked.waiting)
+    front.connect(8)
+    reach(lambda: front.dispatched() == [0, 4])
+    front.listener.close()
+    dispatched = front.dispatched()
+    taken += working.take_all()
+    for worker in front.workers:
+        worker.channel.close()
+    return {"dispatched": dispatched, "taken": len(taken), "lost": figure("lost")}
+
+
+def closing_channels_after_the_listener() -> Facts:
+    """With connections that their workers have not taken."""
+    front = Front(2)
+    front.give(3, 3)
+    front.listener.close()
+    dispatched = front.dispatched()
+    front.workers[0].take()
+    for worker in front.workers:
+        worker.channel.close()
+        _cluster.release_slot(worker.slot)
+    return {"before": dispatched, "of_the_dead": _cluster.read_slots()[0][3]}
+
+
 def closing_the_listener_with_orphans() -> Facts:
     """Connections of a worker that is gone, that no other one has had room for yet."""
     front = Front(2, max_pending=1)
@@ -435,6 +465,20 @@ def out_of_descriptors() -> Facts:
         "resumed": taken.getpeername() == client.getsockname(),
         "lost": figure("lost"),
     }
+
+
+def shut_down(family: str) -> Facts:
+    """Somebody who has the listening socket, too, shuts it down; a TCP socket may listen again after that."""
+    address = ("127.0.0.1", 0) if family == "AF_INET" else ""
+    front = Front(1, family=socket.AddressFamily[family], address=address)
+    front.serve_one()
+    front.sock.shutdown(socket.SHUT_RDWR)
+    facts = {"wakeups": wakeups_in(0.5)}
+    if family == "AF_INET":
+        front.sock.listen()
+        front.address = front.sock.getsockname()  # another port, as it did not ask for this one
+        facts["served_by"] = front.serve_one()
+    return facts
 
 
 # ---- Workers that lie
