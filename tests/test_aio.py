@@ -99,3 +99,10 @@ def test_a_workers_disconnect_handler_runs_on_its_loop_before_the_script_ends(
     facts = cluster_program("worker_loop", loop).finish().facts
     where = [fact["where"] for fact in facts if fact["event"] == "handler" and fact["kind"] == "disconnect"]
     assert where == ["loop in MainThread"]
+
+
+def test_messages_that_come_while_a_loop_is_busy_wait_for_the_next_listener(cluster_program: Programs) -> None:
+    program = cluster_program("once_in_a_loop")
+    assert program.finish().returncode == 0
+    assert program.wait_for("came")["messages"] == 3
+    assert [fact["message"] for fact in program.facts_of("heard")] == ["first", "second", "third"]

@@ -132,6 +132,7 @@ def test_a_stopped_worker_obeys_when_it_goes_on(cluster_program: Programs) -> No
         ("message", False),
         ("message once", False),
         ("error", False),
+        ("callback", False),
         ("disconnect", True),
         ("disconnect, when the script has ended", True),
         ("asyncio", True),

@@ -267,6 +267,8 @@ class Child:
         while self._deferred:
             try:
                 self._deferred.popleft()()
+            except SystemExit as exception:
+                self.on_exit(exception)  # of a callback of send()
             except Exception as exception:
                 self.worker._report(exception)
 
@@ -305,7 +307,9 @@ class Child:
     def _deliver(self) -> None:
         """Messages wait, as in Node.js, until somebody listens for them."""
         while self._unheard and self._has_message_listeners():
-            self.worker._emit_message(*self._unheard.popleft())
+            waiting = self._unheard.popleft()
+            if not self.worker._emit_message(*waiting):
+                self._unheard.appendleft(waiting)  # who listened has gone in between
 
     def _has_message_listeners(self) -> bool:
         return self.worker.process.hears("message") or self.worker.hears("message")

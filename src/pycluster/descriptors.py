@@ -177,7 +177,7 @@ def shared_sockets() -> list[Shared]:
         for shared in list(_shared.values()):
             if shared.listening:
                 shared.adopt_duplicates()
-        return [shared for shared in _shared.values() if shared.listening]
+        return [shared for shared in list(_shared.values()) if shared.listening]
 
 
 def receiver_of(sock: socket.socket) -> _cluster.Receiver | None:

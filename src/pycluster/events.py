@@ -13,8 +13,14 @@ from . import native
 if TYPE_CHECKING:
     import asyncio
 
-# The loop that a listener runs on, what is told of its exceptions, and the listener.
-_Handler = tuple["asyncio.AbstractEventLoop | None", Callable[[Exception], None], Callable[..., Any]]
+# The loop that a listener runs on, what is told of its exceptions, and the listener. For one of `once`, that is what
+# removes it and calls it; the last is then what only removes it, and returns it, or None if it was not there any more.
+_Handler = tuple[
+    "asyncio.AbstractEventLoop | None",
+    Callable[[Exception], None],
+    Callable[..., Any],
+    Callable[[], Callable[..., Any] | None] | None,
+]
 
 
 class Emitter(EventEmitter):
@@ -47,7 +53,8 @@ class Emitter(EventEmitter):
         loop = _running_loop()
         if loop is not None:
             self._loops.add(loop)
-        super()._add_event_handler(event, k, (loop, report, v))  # type: ignore[arg-type]
+        take = None if v is k else functools.partial(self._take, event, k)
+        super()._add_event_handler(event, k, (loop, report, v, take))  # type: ignore[arg-type]
         self._called.pop(event, None)
         if self.on_listener is not None:
             self.on_listener(event)
@@ -71,17 +78,25 @@ class Emitter(EventEmitter):
         Returns:
           Whether there were any.
         """
-        called = self._called.get(event) or (self._collect(event) if event in self._events else ())
-        for handler in called:
-            self._call(handler, args, kwargs)
-        if not called and event == "error":
+        heard = False
+        for handler in self._called.get(event) or (self._collect(event) if event in self._events else ()):
+            if self._call(handler, args, kwargs):
+                heard = True
+        if not heard and event == "error":
             error: Any = args[0] if args else None
             self._report(error)
-        return bool(called)
+        return heard
 
     def hears(self, event: str) -> bool:
         """Whether the event has listeners."""
         return bool(self._called.get(event) or self._collect(event))
+
+    def _take(self, event: str, listener: Callable[..., Any]) -> Callable[..., Any] | None:
+        with self._lock:
+            if listener not in self._events.get(event, {}):
+                return None
+            self._remove_listener(event, listener)
+        return listener
 
     def _collect(self, event: str) -> tuple[_Handler, ...]:
         if event not in self._events:
@@ -94,17 +109,30 @@ class Emitter(EventEmitter):
     def settle(self, timeout_s: float) -> None:
         """Wait until the loops that handlers run on have run what was emitted so far, at most so long for each."""
         for loop in self._loops:
-            if not loop.is_closed() and loop is not _running_loop():
+            if loop is not _running_loop():
                 done = native.Event()
-                loop.call_soon_threadsafe(done.set)
+                try:
+                    loop.call_soon_threadsafe(done.set)
+                except RuntimeError:
+                    continue  # it is closed
                 done.wait(timeout_s)
 
-    def _call(self, handler: "_Handler", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Call a handler, now, or soon on the loop that it belongs to."""
-        loop, report, f = handler
-        if loop is not None and _running_loop() is not loop and not loop.is_closed():
-            loop.call_soon_threadsafe(self._call, handler, args, kwargs)
-            return
+    def _call(self, handler: "_Handler", args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Call a handler, now, or soon on the loop that it belongs to. Returns whether it was still registered."""
+        loop, report, f, take = handler
+        if loop is not None and _running_loop() is not loop:
+            if take is not None:
+                # It goes now, and not when the loop comes to it: the next event is not for it.
+                taken = take()
+                if taken is None:
+                    return False
+                f = taken
+            try:
+                loop.call_soon_threadsafe(self._call, (loop, report, f, None), args, kwargs)
+            except RuntimeError:
+                pass  # it is closed
+            else:
+                return True
         try:
             result = f(*args, **kwargs)
             if result is not None and inspect.iscoroutine(result):
@@ -115,6 +143,7 @@ class Emitter(EventEmitter):
             self.on_exit(exception)
         except Exception as exception:
             report(exception)
+        return True
 
 
 def _schedule(coroutine: Any, report: Callable[[Exception], None]) -> None:

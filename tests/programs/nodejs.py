@@ -218,7 +218,7 @@ def worker_stopped(how: str) -> None:
 
 def primary_sys_exit(where: str, status: str) -> None:
     worker = cluster.fork()
-    asks = where in ("message", "message once", "error")
+    asks = where in ("message", "message once", "error", "callback")
     worker.on("message", lambda message, handle: worker.send("exit") if asks else worker.disconnect())
 
 
@@ -256,7 +256,7 @@ def worker_sys_exit(where: str, status: str) -> None:
     if where == "disconnect, when the script has ended":
         own().on("message", fail)
         own().on("disconnect", leave_late)
-    process.send("ready")
+    process.send("ready", callback=leave if where == "callback" else None)
     if where not in ("message once", "disconnect, when the script has ended"):
         sleep()
 
