@@ -5,11 +5,12 @@ who waits for a port that another worker is about to let go of. All of it in the
 """
 
 import errno
+import functools
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from . import _cluster, native, protocol
 from .handles import Handle
@@ -49,6 +50,13 @@ class Requests:
     def __init__(self, primary: Primary, listeners: Listeners) -> None:
         self._primary = primary
         self._listeners = listeners
+        self._waiting: list[_Waiting] = []
+
+    def refuse_waiting(self) -> None:
+        """Tell those that wait for a port that it is in use: this process is about to forget that they wait."""
+        while self._waiting:
+            waiting = self._waiting.pop()
+            self._answer(waiting.member, waiting.said, functools.partial(_refuse, waiting.sock))
 
     def bind(self, member: Member, said: protocol.Bind, fd: int | None) -> None:
         """A worker binds its own socket `fd`, which this owns; None: it was sent, and did not fit into our table."""
@@ -100,10 +108,9 @@ class Requests:
             handle = self._listeners.bind(member.worker.id, said, sock, self._primary.policy, member.rights)
         except BaseException as exception:
             if _is_in_use(exception) and time.monotonic() < deadline and any(map(_is_leaving, self._primary.members)):
-                self._primary.remind(
-                    REBIND_INTERVAL_S,
-                    lambda: self._answer(member, said, lambda: self._bind_socket(member, said, sock, deadline)),
-                )
+                waiting = _Waiting(member, said, sock, deadline)
+                self._waiting.append(waiting)
+                self._primary.remind(REBIND_INTERVAL_S, lambda: self._try_again(waiting))
                 return None
             _cluster.discard(sock.detach())
             raise
@@ -115,6 +122,11 @@ class Requests:
         self._primary.note_listening(member, handle)
         reply.listening = True
         return reply, handle.sock.fileno()
+
+    def _try_again(self, waiting: "_Waiting") -> None:
+        if waiting in self._waiting:
+            self._waiting.remove(waiting)
+            self._answer(waiting.member, waiting.said, functools.partial(self._bind_socket, *waiting))
 
     def _bind_descriptor(self, member: Member, fd: int) -> tuple[protocol.Reply, int | None]:
         if member.worker.state == "disconnecting":
@@ -130,6 +142,20 @@ class Requests:
         )
         self._primary.note_listening(member, handle)
         return protocol.Reply(0, key=handle.key, cell=ticket.cell, listening=True), ticket.fd
+
+
+class _Waiting(NamedTuple):
+    """A worker that waits for a port, with the socket that it is to have; until when it waits."""
+
+    member: Member
+    said: protocol.Bind
+    sock: socket.socket
+    deadline: float
+
+
+def _refuse(sock: socket.socket) -> NoReturn:
+    _cluster.discard(sock.detach())
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _is_leaving(member: Member) -> bool:

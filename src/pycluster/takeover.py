@@ -151,6 +151,7 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
 
     _need_room(primary)
     flush_standard_streams()
+    primary._requests.refuse_waiting()
     opened: list[int] = []
     directory = None
     handled = {number for number in range(1, signal.NSIG) if callable(signal.getsignal(number))}

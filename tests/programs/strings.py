@@ -57,6 +57,12 @@ def set_constant(module: str, name: str, value: float) -> None:
     setattr(sys.modules[f"pycluster.{module}"], name, value)
 
 
+def refuse_waiting() -> None:
+    """What a primary does with those that wait for a port when it is about to execute itself anew."""
+    assert cluster._primary is not None
+    cluster._primary._requests.refuse_waiting()
+
+
 def waits_for_workers() -> bool:
     """Whether workers are still to come in the place of others."""
     assert cluster._primary is not None
