@@ -48,7 +48,23 @@ def test_the_slot_of_a_worker_that_is_to_come_is_given_to_nobody_else(cluster_pr
     assert program.wait_for("stats")["slots"] == {"2": 1, "3": 0}
 
 
+def test_a_signal_handler_may_fork_while_the_script_forks(cluster_program: Programs) -> None:
+    program = cluster_program("forks_in_a_handler")
+    assert program.finish().returncode == 0
+    forked = program.wait_for("forked")
+    assert (forked["first"], forked["slots"]) == (1, {"1": 0, "2": 1})
+    opened = {fact["worker"]: fact["descriptors"] for fact in program.facts_of("open")}
+    assert opened[2] == opened[1] + 1  # the first one's pidfd, which no variable has yet
+    assert sorted((fact["worker"], fact["code"]) for fact in program.facts_of("exit")) == [(1, 0), (2, 0)]
+
+
 # ---- Who is replaced
+
+
+def test_a_successor_has_the_environment_as_it_was_at_the_fork(cluster_program: Programs) -> None:
+    program = cluster_program("one_environment")
+    assert program.finish().returncode == 0
+    assert sorted(fact["shard"] for fact in program.facts_of("shard")) == ["one", "one", "zero", "zero"]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

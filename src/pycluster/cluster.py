@@ -159,10 +159,11 @@ class Cluster(Emitter):
         """Start a worker: a process that runs the script again from the top, with `is_primary` false.
 
         Args:
-          env: added to the worker's environment.
+          env: added to the worker's environment, and to that of each worker that comes in its place.
 
         Raises:
           NotPrimaryError: in a worker.
+          TypeError, ValueError: `env` is not of strings that can be in an environment.
           ClusterError: `max_workers` run already, there is no script to run (REPL, notebook, `python -c`), or the
             template of the start method "forkserver" could not be started; its traceback is on stderr.
           OSError: the system has no process, memory or descriptor left; nothing stays behind.
@@ -170,8 +171,13 @@ class Cluster(Emitter):
         Emits `fork(worker)` in the next dispatch. Source: Node.js `cluster.fork()`.
         """
         primary = self._as_primary("fork")
-        if env is not None and not all(isinstance(s, str) for pair in env.items() for s in pair):
-            raise TypeError(f"env takes a mapping of str to str, not {env!r}")
+        if env is not None:
+            env = dict(env)  # the caller's may change, and those that come in this worker's place get the same
+            for name, value in env.items():
+                if not all(isinstance(each, str) for each in (name, value)):
+                    raise TypeError(f"env takes a mapping of str to str, not {env!r}")
+                if not name or "=" in name or "\0" in name + value:
+                    raise ValueError(f"no environment can have {name!r} as {value!r}: see environ(7)")
         self._policy_frozen = True
         worker = primary.fork(env)
         self._need_implicit_run()

@@ -77,6 +77,7 @@ class Primary:
         fill_standard_descriptors()  # before anything is opened here
         self._loop = Loop()
         self._ids = 0
+        self._starting: dict[int, int] = {}  # the ids of workers that are being forked, by slot
         self._members: dict[int, Member] = {}
         self._workers: dict[int, Worker] = {}
         self.workers: Mapping[int, Worker] = MappingProxyType(self._workers)
@@ -115,22 +116,43 @@ class Primary:
         fill_standard_descriptors()  # the script may have closed some since
         self._need_region()
         settings = self.settings
-        if len(self._members) >= settings.max_workers:
+        if len(self._members) + len(self._starting) >= settings.max_workers:
             raise ClusterError(f"{settings.max_workers} workers run; raise settings.max_workers before the first fork")
-        worker_id = self._ids + 1
+        self._ids += 1
+        worker_id = self._ids
         is_new_place = slot is None
         if slot is None:
-            taken = self.respawner.slots.union(worker.slot for worker in self._workers.values())
-            slot = next(number for number in itertools.count() if number not in taken)
+            slot = self._claim_slot(worker_id)
+        else:
+            self._starting[slot] = worker_id
         method = start_method or settings.start_method
-        started = self._starter.start(worker_id, slot, env, settings, self.policy, method)
-        self._ids = worker_id
-        worker = self._adopt(worker_id, slot, started, env)
+        started = None
+        try:
+            started = self._starter.start(worker_id, slot, env, settings, self.policy, method)
+            worker = self._adopt(worker_id, slot, started, env)
+        finally:
+            if started is None and self._ids == worker_id:
+                self._ids -= 1  # nobody has had it
+            del self._starting[slot]
         self.respawner.forked(worker, is_new_place)
         self._watcher.forked(worker)
         self._recycler.forked(worker)
         self._loop.defer(lambda: self._emit("fork", worker))
         return worker
+
+    def _claim_slot(self, worker_id: int) -> int:
+        """The lowest number that no worker has or is to have. A thread or a signal handler may fork meanwhile."""
+
+        def taken() -> set[int]:
+            return self.respawner.slots.union(worker.slot for worker in list(self._workers.values()))
+
+        others = taken()
+        for slot in itertools.count():
+            if slot not in others and self._starting.setdefault(slot, worker_id) == worker_id:
+                if slot not in taken():  # looked at once more: who was being started until now is there
+                    return slot
+                del self._starting[slot]
+        raise AssertionError("unreachable")
 
     def fork_in_place_of(self, worker: Worker, start_method: Literal["fork", "spawn"] | None = None) -> Worker:
         """Start a worker with the settings in force, and the slot and the environment of another one."""

@@ -46,16 +46,11 @@ class Started:
 
 @dataclass(eq=False)
 class _Start:
-    """What is open for a worker while it is being started.
-
-    Attributes:
-      copying: the thread that copies this process for it: that copy is to have all of it.
-    """
+    """What is open for a worker while it is being started."""
 
     ours: socket.socket
     theirs: socket.socket
     stdio: WorkerStdio
-    copying: int | None = None
 
     def abandon(self) -> None:
         """In a forked child that is not this worker: close the copies."""
@@ -77,6 +72,9 @@ class Starter:
         self._forkserver = Forkserver(loop)
         # Other threads may fork meanwhile, and what their children kept open would not end with this process.
         self._starts: set[_Start] = set()
+        # By thread, for whom it copies this process: that copy is to have all of it. The latest, where a signal handler
+        # forks while the thread does.
+        self._copying: dict[int, _Start] = {}
 
     def start(
         self,
@@ -111,7 +109,7 @@ class Starter:
                 flush_standard_streams()
                 preload()
                 script.compile_ahead()
-                begun.copying = native.get_ident()
+                self._copying[native.get_ident()] = begun
                 pid, pidfd = _cluster.fork()
             else:
                 told = describe(worker_id, slot, index, theirs.fileno(), script, args, settings, policy)
@@ -126,7 +124,7 @@ class Starter:
                 except (TypeError, ValueError) as exception:  # of Popen's, for what it is given
                     raise ClusterError(f"an interpreter cannot be started: {exception}") from exception
         except BaseException:
-            self._starts.discard(begun)  # before it is closed: a child must not close numbers that are free by then
+            self._forget(begun)  # before it is closed: a child must not close numbers that are free by then
             _cluster.release_slot(index)
             stdio.discard()
             ours.close()
@@ -135,7 +133,7 @@ class Starter:
         if pid == 0:
             self._start_copy(worker_id, slot, index, theirs, ours, env, settings, stdio).run(script, args)
         theirs.close()
-        self._starts.discard(begun)
+        self._forget(begun)
         return Started(pid, pidfd, index, ours, stdio, rights_of(settings))
 
     def _start_copy(
@@ -162,6 +160,11 @@ class Starter:
                 os._exit(1)  # whatever the user's hook raises: it would unwind into the primary's script
         return child
 
+    def _forget(self, begun: _Start) -> None:
+        self._starts.discard(begun)
+        if self._copying.get(native.get_ident()) is begun:
+            del self._copying[native.get_ident()]
+
     def discard_template(self) -> None:
         """Let the next worker of the start method "forkserver" be copied from a new template, which imports anew."""
         self._forkserver.discard()
@@ -169,7 +172,9 @@ class Starter:
     def abandon(self) -> None:
         """In a forked child: close the copies of what is open here."""
         self._forkserver.abandon()
+        copied = self._copying.get(native.get_ident())
         for begun in self._starts:
-            if begun.copying != native.get_ident():
+            if begun is not copied:
                 begun.abandon()
         self._starts.clear()
+        self._copying.clear()

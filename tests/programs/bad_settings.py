@@ -25,7 +25,10 @@ for settings in BAD:
         tell("refused", settings=settings, error=type(error).__name__, names=names, same=cluster.settings == before)
     else:
         tell("taken", settings=settings)
-try:
-    cluster.fork({"NUMBER": 1})  # type: ignore[dict-item]
-except TypeError as error:
-    tell("refused", settings="env", error=type(error).__name__, text=str(error))
+BAD_ENVIRONMENTS: list[Any] = [{"NUMBER": 1}, {"A=B": "1"}, {"": "1"}, {"ZERO": "\0"}]
+for environment in BAD_ENVIRONMENTS:
+    try:
+        cluster.fork(environment)
+    except (TypeError, ValueError) as error:
+        [name] = environment
+        tell("refused environment", error=type(error).__name__, named=repr(name) in str(error))
