@@ -337,19 +337,20 @@ def fork():
       OSError: no child is left behind.
     """
     global mask_before_fork
-    cdef sigset_t everything
+    cdef sigset_t everything, before
     cdef int error, pidfd, status
     cdef pid_t pid
     sigfillset(&everything)
-    pthread_sigmask(SIG_SETMASK, &everything, &mask_before_fork)
+    pthread_sigmask(SIG_SETMASK, &everything, &before)
     PyOS_BeforeFork()
+    mask_before_fork = before  # now, as a hook may have forked, too
     pid = c_fork()
     if pid == 0:
         PyOS_AfterFork_Child()
         return 0, -1
     error = errno
     PyOS_AfterFork_Parent()
-    pthread_sigmask(SIG_SETMASK, &mask_before_fork, NULL)
+    pthread_sigmask(SIG_SETMASK, &before, NULL)
     if pid < 0:
         raise system_error("fork", error)
     # The child cannot be reaped before we wait for it, so its pid cannot be another process's by now.

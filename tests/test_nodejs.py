@@ -144,6 +144,10 @@ def test_sys_exit_in_a_handler_ends_a_worker_with_that_status(
     assert ends(run(cluster_program, "sys_exit", where, 42)) == [(42, None, asked)]
 
 
+def test_sys_exit_in_a_callback_ends_a_process_that_a_worker_has_forked(cluster_program: Programs) -> None:
+    assert only(run(cluster_program, "sys_exit_in_a_child", 7), "child")["code"] == 7
+
+
 def test_sys_exit_in_a_handler_ends_the_primary_with_that_status(cluster_program: Programs) -> None:
     ended = run(cluster_program, "sys_exit_in_the_primary", 7, returncode=7)  # fails if the worker is left
     assert len(all_of(ended, "listening")) == 1

@@ -267,8 +267,10 @@ class Child:
         while self._deferred:
             try:
                 self._deferred.popleft()()
-            except SystemExit as exception:
-                self.on_exit(exception)  # of a callback of send()
+            except SystemExit as exception:  # of a callback of send()
+                if native.get_ident() != self._control:
+                    raise
+                self.on_exit(exception)
             except Exception as exception:
                 self.worker._report(exception)
 
@@ -487,6 +489,7 @@ class Child:
         self._closed.set()
         self._over.set()
         self._controlled = False
+        self._control = None
         self._channel.abandon()
         descriptors.abandon()
         heartbeat.abandon()

@@ -133,7 +133,7 @@ class Primary:
         finally:
             if started is None and self._ids == worker_id:
                 self._ids -= 1  # nobody has had it
-            del self._starting[slot]
+            self._starting.pop(slot, None)
         self.respawner.forked(worker, is_new_place)
         self._watcher.forked(worker)
         self._recycler.forked(worker)
@@ -211,6 +211,7 @@ class Primary:
         """
         signals.abandon(self._loop.wakeup_fd)
         self._starter.abandon()
+        self._requests.abandon()
         self._loop.close()
         for member in self._members.values():
             if not member.channel.closed:

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NamedTuple, Protocol
 
 from . import _cluster, native, protocol
 from .handles import Handle
@@ -53,10 +53,16 @@ class Requests:
         self._waiting: list[_Waiting] = []
 
     def refuse_waiting(self) -> None:
-        """Tell those that wait for a port that it is in use: this process is about to forget that they wait."""
+        """Try once more for those that wait for a port, for the last time: this process is about to forget them."""
         while self._waiting:
-            waiting = self._waiting.pop()
-            self._answer(waiting.member, waiting.said, functools.partial(_refuse, waiting.sock))
+            member, said, sock, _ = self._waiting.pop()
+            self._answer(member, said, functools.partial(self._bind_socket, member, said, sock, deadline=0.0))
+
+    def abandon(self) -> None:
+        """In a forked child: close the copies of the sockets of those that wait for a port."""
+        for waiting in self._waiting:
+            waiting.sock.close()
+        self._waiting.clear()
 
     def bind(self, member: Member, said: protocol.Bind, fd: int | None) -> None:
         """A worker binds its own socket `fd`, which this owns; None: it was sent, and did not fit into our table."""
@@ -151,11 +157,6 @@ class _Waiting(NamedTuple):
     said: protocol.Bind
     sock: socket.socket
     deadline: float
-
-
-def _refuse(sock: socket.socket) -> NoReturn:
-    _cluster.discard(sock.detach())
-    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _is_leaving(member: Member) -> bool:

@@ -46,11 +46,16 @@ class Started:
 
 @dataclass(eq=False)
 class _Start:
-    """What is open for a worker while it is being started."""
+    """What is open for a worker while it is being started.
+
+    Attributes:
+      outer: the start in whose midst a signal handler begins this one, in the same thread.
+    """
 
     ours: socket.socket
     theirs: socket.socket
     stdio: WorkerStdio
+    outer: "_Start | None" = None
 
     def abandon(self) -> None:
         """In a forked child that is not this worker: close the copies."""
@@ -109,6 +114,7 @@ class Starter:
                 flush_standard_streams()
                 preload()
                 script.compile_ahead()
+                begun.outer = self._copying.get(native.get_ident())
                 self._copying[native.get_ident()] = begun
                 pid, pidfd = _cluster.fork()
             else:
@@ -164,6 +170,8 @@ class Starter:
         self._starts.discard(begun)
         if self._copying.get(native.get_ident()) is begun:
             del self._copying[native.get_ident()]
+            if begun.outer is not None:
+                self._copying[native.get_ident()] = begun.outer
 
     def discard_template(self) -> None:
         """Let the next worker of the start method "forkserver" be copied from a new template, which imports anew."""

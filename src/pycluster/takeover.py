@@ -145,7 +145,8 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
       timeout_s: how long its workers have to come up.
 
     Raises:
-      ReloadError: it cannot be, or a signal has asked for the end meanwhile; nothing has changed.
+      ReloadError: it cannot be, or a signal has asked for the end meanwhile; nothing has changed, but that nobody waits
+        for a port any more.
     """
     import subprocess  # only here: every worker would carry it
 

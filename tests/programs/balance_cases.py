@@ -371,6 +371,7 @@ def closing_the_listener_while_a_worker_is_blocked() -> Facts:
     front.connect(2)
     taken = [working.take(), working.take()]  # the second as soon as it has been taken back
     assert wait_until(blocked.waiting)
+    _cluster.set_patience(float("inf"), float("inf"))  # with the other one, whatever keeps us from the processor
     front.connect(8)
     reach(lambda: front.dispatched() == [0, 4])
     front.listener.close()

@@ -261,6 +261,19 @@ def worker_sys_exit(where: str, status: str) -> None:
         sleep()
 
 
+def primary_sys_exit_in_a_child(status: str) -> None:
+    cluster.fork()
+
+
+def worker_sys_exit_in_a_child(status: str) -> None:
+    """Which is no worker: its callback is called at once."""
+    child = os.fork()
+    if child == 0:
+        process.send("nobody hears this", callback=lambda error: sys.exit(int(status)))
+        os._exit(1)
+    tell("child", code=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
 def primary_sys_exit_in_the_primary(status: str) -> None:
     cluster.fork()
     cluster.on("listening", lambda worker, address: sys.exit(int(status)))

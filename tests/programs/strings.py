@@ -57,6 +57,12 @@ def set_constant(module: str, name: str, value: float) -> None:
     setattr(sys.modules[f"pycluster.{module}"], name, value)
 
 
+def wait_for_a_port() -> int:
+    """How many workers do."""
+    assert cluster._primary is not None
+    return len(cluster._primary._requests._waiting)
+
+
 def refuse_waiting() -> None:
     """What a primary does with those that wait for a port when it is about to execute itself anew."""
     assert cluster._primary is not None
