@@ -2636,6 +2636,7 @@ cdef class Wire:
     cdef size_t count
     cdef size_t tried            # how much was queued after the last try to write
     cdef bint writing            # the collector may run a finalizer that sends, in the middle of a send
+    cdef bint frozen             # exported: what waits is somebody else's to write
     cdef bint watched            # for room to write
     cdef readonly size_t queued
     cdef readonly size_t waiting_control
@@ -2750,10 +2751,10 @@ cdef class Wire:
         cdef size_t total = 0
         cdef ssize_t written
         cdef int error = 0
-        if self.writing or self.fd < 0:
+        if self.writing or self.frozen or self.fd < 0:
             return 0
         self.writing = True
-        while self.count and total < WRITE_LIMIT:
+        while self.count and total < WRITE_LIMIT and not self.frozen:
             written = self.write_some()
             if written < 0:
                 error = errno
@@ -2996,10 +2997,11 @@ cdef class Wire:
     def export(self):
         """What `adopt` takes: `(incoming, descriptors, outgoing)`, with `(header, payload, done, fd)` in `outgoing`.
 
-        All descriptors are borrowed.
+        All descriptors are borrowed. Nothing is written after this, until `thaw`.
         """
         cdef Outgoing *frame
         cdef size_t i
+        self.frozen = True
         if self.is_fetched and self.fetched > 0:
             self.take_in()
             self.is_fetched = False
@@ -3010,6 +3012,11 @@ cdef class Wire:
             outgoing.append((header, <object>frame.payload, frame.done, frame.fd))
         incoming = self.incoming[self.start:self.end] if self.end > self.start else b""
         return incoming, list(self.descriptors), outgoing
+
+    def thaw(self):
+        """Write again: nobody has adopted what was exported. Returns what `send` does."""
+        self.frozen = False
+        return self.flush()
 
     def adopt(self, bytes incoming not None, list descriptors not None, list outgoing not None):
         """Go on, as a fresh wire, where the one that was exported has stopped. Returns what `send` does."""

@@ -727,3 +727,25 @@ def test_closing_a_descriptor_that_came_along_stops_the_lingering_of_connections
             _cluster.discard(os.dup(sock.fileno()))
             assert linger.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger.size))[0] == lingers
     _cluster.discard(-1)
+
+
+def test_what_is_exported_is_written_by_nobody_else() -> None:
+    with channels() as (left, right):
+        sent = 0
+        while not left.channel.backlogged:
+            left.channel.send_message("x" * 50_000, None, False, None)
+            sent += 1
+        _, _, outgoing = left.channel.export()
+        arrived = len(right.messages())
+        assert arrived < sent
+        for _ in range(5):
+            left.channel.send_message("late", None, False, None)
+        left.channel.flush()
+        assert right.messages() == []
+        assert len(outgoing) >= sent - arrived
+        left.channel.thaw()
+        messages: list[object] = []
+        while len(messages) < sent - arrived + 5:
+            messages += [message for message, _ in right.messages()]
+            left.channel.flush()
+        assert messages == ["x" * 50_000] * (sent - arrived) + ["late"] * 5

@@ -304,6 +304,32 @@ def test_a_script_that_goes_on_when_its_server_has_ended_is_not_interrupted(
         assert cluster.program.facts_of("cleaned")
 
 
+def test_http_servers_handler_parses_what_has_come_in_another_way(cluster_program: Programs) -> None:
+    parsed = cluster_program("parses_itself").wait_for("parsed")
+    assert (parsed["path"], parsed["host"]) == ("/path", "here")
+
+
+def test_waitress_gives_a_slow_client_all_of_its_answer_when_the_worker_disconnects(
+    cluster_program: Programs, tmp_path: pathlib.Path
+) -> None:
+    pytest.importorskip("waitress")
+    port, size = free_port(), 40_000_000
+    script = str(PROGRAMS / "served" / "with_waitress_slowly.py")
+    args = [str(port), str(size)]
+    with puppets(cluster_program, tmp_path, workers=0, exec=script, args=args) as cluster:
+        cluster.do(0, "fork")
+        cluster.program.wait_for("listening", port=port)
+        with connect(port) as slow:
+            slow.sendall(GET)
+            answer = slow.recv(1000)
+            cluster.do(0, "disconnect", worker=1)
+            # waitress looks at its connections at least once a second; this one is silent meanwhile.
+            assert not wait_until(lambda: cluster.program.facts_of("exit"), 1.5)
+            answer += read_all(slow)
+        assert len(answer.partition(b"\r\n\r\n")[2]) == size
+        assert cluster.wait_for_exit(1) == (0, None)
+
+
 def test_a_websocket_stays_with_its_worker_and_is_closed_when_that_ends(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("websockets")
     with serving("uvicorn_on_uvloop", "rr", tmp_path) as served, contextlib.ExitStack() as stack:

@@ -25,12 +25,15 @@ async def wait_in_loop(fd: int, dispatch: Callable[[], object], finished: Callab
     """Dispatch whenever `fd` is readable, until `finished()` and no `async def` handler runs. asyncio and uvloop."""
     loop = asyncio.get_running_loop()
     end = loop.create_future()
+    late: list[BaseException] = []
 
     def on_readable() -> None:
         try:
             dispatch()
         except BaseException as exception:
-            if not end.done():
+            if end.done():
+                late.append(exception)
+            else:
                 end.set_exception(exception)
             return
         if finished() and not end.done():
@@ -42,6 +45,8 @@ async def wait_in_loop(fd: int, dispatch: Callable[[], object], finished: Callab
         await end
         while running := [task for task in handler_tasks if task.get_loop() is loop]:
             await asyncio.wait(running)
+            if late:
+                raise late[0]
             end = loop.create_future()
             on_readable()  # a handler may have forked
             await end

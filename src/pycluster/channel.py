@@ -193,8 +193,16 @@ class Channel:
     # Handing on to the next image of the primary
 
     def export(self) -> tuple[bytes, list[int | None], list[tuple[bytes, bytes, int, int]]]:
-        """What is half received and what waits to be sent; the descriptors in it are borrowed."""
+        """What is half received and what waits to be sent; the descriptors in it are borrowed.
+
+        Nothing is written any more, unless `thaw` is called: whoever takes this over would write it again.
+        """
         return self._wire.export()
+
+    def thaw(self) -> None:
+        """Write again, when nobody has taken over what was exported."""
+        if not self.closed and self._wire.thaw():
+            self._look_after()
 
     def adopt(
         self, incoming: bytes, descriptors: list[int | None], outgoing: list[tuple[bytes, bytes, int, int]]

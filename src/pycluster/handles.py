@@ -40,7 +40,7 @@ class Handle:
     def join(self, worker_id: int) -> None:
         """A worker has bound to this address."""
         self.members.add(worker_id)
-        self._look_after_file()
+        self.look_after_file()
 
     def listen(self, worker_id: int, slot: int, backlog: int) -> Ticket:
         """Give a worker its way to connections. The largest backlog that was asked for is in force.
@@ -54,7 +54,7 @@ class Handle:
         """A worker takes no more connections from here. What waits for it goes to another one."""
         self.members.discard(worker_id)
         self.listening.discard(worker_id)
-        self._look_after_file()
+        self.look_after_file()
 
     def waits_for(self, worker_id: int) -> bool:
         """Whether connections wait for a worker to accept them."""
@@ -74,7 +74,7 @@ class Handle:
     def _stop(self) -> None:
         """Hand out what waits, before the socket is closed."""
 
-    def _look_after_file(self) -> None:
+    def look_after_file(self) -> None:
         if self.file is not None:
             self.file.restore()
 

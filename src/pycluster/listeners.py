@@ -120,6 +120,7 @@ class Listeners:
 
     def _join(self, worker_id: int, handle: Handle) -> None:
         if worker_id in handle.members:
+            handle.look_after_file()  # whoever binds to a path may have removed it before
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         handle.join(worker_id)
 

@@ -186,12 +186,12 @@ class Primary:
     @property
     def members(self) -> Iterable[Member]:
         """All workers that live, inherited ones too."""
-        return self._members.values()
+        return list(self._members.values())  # another thread may fork meanwhile
 
     @property
     def inherited(self) -> list[Worker]:
         """The workers of the last image of this process, which are not among `workers`."""
-        return [member.worker for member in self._members.values() if member.worker._inherited]
+        return [member.worker for member in self.members if member.worker._inherited]
 
     def _note(self, member: Member) -> None:
         """Show the state to everybody's stats."""
@@ -360,7 +360,7 @@ class Primary:
 
     def retire_youngest(self) -> None:
         """Retire the worker that was forked last; not if it is the only one, and none of a pair in a reload."""
-        staying = [worker for worker in self._workers.values() if worker.state not in LEAVING]
+        staying = [worker for worker in list(self._workers.values()) if worker.state not in LEAVING]
         settled = [worker for worker in staying if not worker._covered]
         if len(settled) > 1 or (settled and settled != staying):
             self.retire(settled[-1])
@@ -379,7 +379,7 @@ class Primary:
             self._disconnect_callbacks.append(callback)
         self.respawner.stand_down()
         self._listeners.withdraw_all()
-        for member in list(self._members.values()):
+        for member in self.members:
             self.disconnect(member.worker)
         self.defer(self._call_back_if_disconnected)
 
@@ -499,7 +499,7 @@ class Primary:
         self._call_back_if_disconnected()
 
     def _call_back_if_disconnected(self) -> None:
-        if all(member.channel.closed for member in self._members.values()):
+        if all(member.channel.closed for member in self.members):
             callbacks, self._disconnect_callbacks = self._disconnect_callbacks, []
             for callback in callbacks:
                 self.call_back(callback)

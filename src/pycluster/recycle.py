@@ -126,7 +126,7 @@ class Recycler:
         if not self._looks:
             return
         now = time.monotonic()
-        for worker_id, limits in self._limits.items():
+        for worker_id, limits in list(self._limits.items()):  # another thread may fork
             worker = self._primary.workers[worker_id]
             limits.look(now, self._primary.progress_of(worker).accepted, worker.process.pid)
         self._recycle()

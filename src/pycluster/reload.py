@@ -194,7 +194,7 @@ class Reload:
         return not [new for new in news if not self._primary.addresses_of(new) and not self._settling.has_settled(new)]
 
     def _staying(self) -> list[Worker]:
-        return [worker for worker in self._primary.workers.values() if worker.state not in LEAVING]
+        return [worker for worker in list(self._primary.workers.values()) if worker.state not in LEAVING]
 
     def _staying_inherited(self) -> list[Worker]:
         return [worker for worker in self._primary.inherited if worker.state not in LEAVING]

@@ -114,7 +114,10 @@ def _serve_asgi(
         # Not uvicorn's own: it replaces the file and changes its mode, while other workers do the same.
         with _said(uds):
             sockets = [listener.open_unix(os.fsencode(uds))]
-    uvicorn.Server(config).run(sockets)
+    server = uvicorn.Server(config)
+    server.run(sockets)
+    if not server.started:
+        sys.exit(3)  # as uvicorn's own command does; its later versions have done so by now
 
 
 def _serve_wsgi(app: Any, host: str, port: int, uds: str | None, backlog: int, log_level: str) -> None:

@@ -188,6 +188,8 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
         raise ReloadError(f"the primary cannot execute itself anew: {exception}") from exception
     finally:
         _cluster.unlock_balancer()
+        for member in primary.members:
+            member.channel.thaw()
         for fd in opened:
             native.close(fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -319,6 +321,8 @@ def succession(cluster: "Cluster", handed: Handed) -> Iterator[None]:
         finally:
             script_has_started()
     except BaseException as exception:
+        if cluster._primary is not primary:
+            raise  # in a process that the script has forked
         if cluster._has_run or (isinstance(exception, SystemExit) and primary.workers and not primary.stopping):
             raise  # as any script may end
         if cluster._settings is fresh:

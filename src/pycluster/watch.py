@@ -144,7 +144,10 @@ class _Watch:
         self._reported = False
         self._is_ready = False
         if self._stacks_fd >= 0:
-            primary.watch_stacks(worker, self._stacks_fd)
+            try:
+                primary.watch_stacks(worker, self._stacks_fd)
+            except OSError:
+                self.close()  # no descriptor is left to send it: it is watched without
         primary.remind(self._interval_s, self._look)
 
     def close(self) -> None:

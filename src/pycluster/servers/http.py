@@ -23,7 +23,7 @@ def adapt(module: ModuleType, child: Child) -> None:
             idle.end(self.connection)
 
     def parse_request(self: Any) -> Any:
-        idle.end(self.connection)
+        idle.end(getattr(self, "connection", None))  # some use it to parse what has come in another way
         return plain_parse_request(self)
 
     def send_response(self: Any, *args: Any, **options: Any) -> None:

@@ -15,10 +15,20 @@ def adapt(module: ModuleType, child: Child) -> None:
 
     server_class: Any = module.BaseWSGIServer
     plain_init = server_class.__init__
+    plain_maintenance = server_class.maintenance
 
     def init(self: Any, *args: Any, **options: Any) -> None:
         plain_init(self, *args, **options)
         child.when_quiet(lambda: _close_idle(self))
+
+    def maintenance(self: Any, now: float) -> None:
+        plain_maintenance(self, now)
+        if child.quiet.is_set():
+            for channel in list(self.active_channels.values()):
+                # waitress's own look, with a short timeout, would cut off what is slow to come or to go.
+                busy = channel.requests or channel.request is not None or channel.total_outbufs_len
+                if not busy and channel.last_activity < now - IDLE_S:
+                    channel.will_close = True
 
     plain_build_response_header = Task.build_response_header
 
@@ -28,11 +38,11 @@ def adapt(module: ModuleType, child: Child) -> None:
         return plain_build_response_header(self)
 
     server_class.__init__ = init
+    server_class.maintenance = maintenance
     Task.build_response_header = build_response_header
 
 
 def _close_idle(server: Any) -> None:
-    server.adj.channel_timeout = IDLE_S
     server.adj.cleanup_interval = 0
     server.next_channel_cleanup = 0
     server.pull_trigger()
