@@ -43,6 +43,20 @@ def test_a_worker_that_aborts_or_faults_is_gone_and_the_template_is_not(case: Ca
     assert facts["template"] == 1
 
 
+def test_threads_that_fork_at_a_time_get_a_worker_each_and_start_one_template(case: Case) -> None:
+    facts = case("threads_meet")
+    assert facts["errors"] == []
+    assert facts["ids"] == list(range(1, 21))
+    assert facts["children"] == 21
+
+
+def test_a_signal_handler_forks_while_its_thread_waits_for_the_template(case: Case) -> None:
+    facts = case("signals_meet")
+    assert facts["errors"] == []
+    assert facts["same"]
+    assert facts["templates"] == 1
+
+
 def test_a_robust_mutex_of_a_killed_worker_passes_to_another_one(case: Case, tmp_path: pathlib.Path) -> None:
     facts = case("mutexes", str(tmp_path / "mutex"))
     assert facts["end"] == [None, "SIGKILL"]

@@ -16,7 +16,7 @@ SOURCES = TESTS.parent / "src"
 
 # Whoever changes one of the two raises its version, and writes down here both, the version and the new fingerprint.
 REGION = (1, "6075068f84dbaec0")
-TAKEOVER = (3, "9436938b20f6bf41")
+TAKEOVER = (4, "9436938b20f6bf41")
 
 
 def fingerprint(layout: str) -> str:
@@ -53,7 +53,7 @@ def test_a_change_of_what_the_primary_writes_for_other_processes_raises_its_vers
 
 
 OTHERS = {
-    "takeover": ("protocol.py", "TAKEOVER_VERSION = 3\n", "TAKEOVER_VERSION = 1003\n"),
+    "takeover": ("protocol.py", "TAKEOVER_VERSION = 4\n", "TAKEOVER_VERSION = 1004\n"),
     "region": ("spawned.py", "told.version,", "told.version + 1,"),  # the core's own is compiled in
 }
 

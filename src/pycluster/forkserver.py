@@ -17,7 +17,8 @@ A template that is killed in the middle of it may have made the worker or not. T
 into the request's file before the worker runs. So once the template is dead the file tells, and the worker is taken as
 it is: its channel and its slot are the request's, and it may have said that it is online.
 
-All of it runs in the thread that forks, but for the template's end, which may be dispatched.
+All of it runs in the thread that forks, but for the template's end, which may be dispatched. Several threads may fork,
+and a signal handler while its thread does: each request comes with a socket of its own for the answer.
 """
 
 import contextlib
@@ -53,11 +54,13 @@ class _Template(msgspec.Struct, eq=False):
 
     Attributes:
       made_of: what another one would have to be started for.
+      ended: whether somebody has begun to end it.
     """
 
     pidfd: int
     socket: socket.socket
     made_of: object
+    ended: bool = False
 
 
 class _Gone(Exception):
@@ -71,8 +74,8 @@ class Forkserver:
         """`loop`: where the template's end is seen."""
         self._loop = loop
         self._template: _Template | None = None
-        # The ends of the next one's socket while it starts, which takes as long as its imports.
-        self._starting: list[socket.socket] = []
+        # What is open while somebody waits: for the next one's imports, or for an answer.
+        self._opened: set[socket.socket] = set()
 
     def clone(
         self, told: protocol.Start, env: Mapping[str, str] | None, settings: Settings, stdio: "WorkerStdio"
@@ -140,9 +143,9 @@ class Forkserver:
 
     def abandon(self) -> None:
         """In a forked child: close the copies of what is open here."""
-        for end in self._starting:
+        for end in self._opened:
             end.close()
-        self._starting.clear()
+        self._opened.clear()
         if self._template is not None:
             self._template.socket.close()
             native.close(self._template.pidfd)
@@ -155,20 +158,35 @@ class Forkserver:
         flags, preload = interpreter_flags(settings), list(settings.preload or ())
         # It keeps the rights that the primary may have given up since.
         made_of = (flags, preload, os.getresuid(), os.getresgid(), os.getgroups())
-        if self._template is not None and (self._template.made_of != made_of or _has_ended(self._template.pidfd)):
-            self.discard()
-        if self._template is None:
+        while True:
+            template = self._template
+            if template is not None:
+                if template.made_of == made_of and not _has_ended(template.pidfd):
+                    return template
+                self._end(template)
+            ours, theirs = native.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._opened |= {ours, theirs}
             try:
-                self._template = self._start(told, settings, preload, made_of)
+                template = self._start(ours, theirs, told, settings, preload, made_of)
             finally:
-                self._starting.clear()
-        return self._template
+                self._opened -= {ours, theirs}
+            if self._template is None:
+                self._adopt(template)
+                return template
+            self._end(template)  # somebody else has started one meanwhile
 
-    def _start(self, told: protocol.Start, settings: Settings, preload: list[str], made_of: object) -> _Template:
+    def _start(
+        self,
+        ours: socket.socket,
+        theirs: socket.socket,
+        told: protocol.Start,
+        settings: Settings,
+        preload: list[str],
+        made_of: object,
+    ) -> _Template:
+        """Start one, on this pair of sockets, and wait until it is ready."""
         import subprocess  # only here: see start_interpreter
 
-        ours, theirs = native.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._starting += [ours, theirs]
         with theirs:
             try:
                 _, pidfd = start_interpreter(
@@ -199,32 +217,54 @@ class Forkserver:
             how = self._end(template)
             raise ClusterError(f"the template could not start, with preload {preload!r}: {why or how}")
         ours.settimeout(CLONE_S)
-        self._loop.epoll.register(pidfd, select.EPOLLIN)
-        self._loop.watch(pidfd, lambda _: self._end(template))
         return template
+
+    def _adopt(self, template: _Template) -> None:
+        """Have it for the next ones, too, until it ends."""
+        self._template = template
+        try:
+            self._loop.epoll.register(template.pidfd, select.EPOLLIN)
+        except OSError:
+            self._template = None
+            self._end(template)
+            raise
+        self._loop.watch(template.pidfd, lambda _: self._end(template))
 
     def _ask(self, template: _Template, descriptors: list[int]) -> None:
         """Have a clone made. When this raises anything, the template has ended, or has made none."""
+        ours, theirs = native.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._opened |= {ours, theirs}
         try:
-            socket.send_fds(template.socket, [b"\0"], descriptors, socket.MSG_NOSIGNAL)
-            said = template.socket.recv(_MESSAGE_SIZE)
+            with theirs:
+                descriptors = [theirs.fileno(), *descriptors]
+                socket.send_fds(template.socket, [b"\0"], descriptors, socket.MSG_NOSIGNAL)
+            ours.settimeout(CLONE_S)
+            said = ours.recv(_MESSAGE_SIZE)
             if not said:
                 raise EOFError
             cloned = msgspec.msgpack.decode(said, type=protocol.Cloned)
         except BaseException as error:
-            self._end(template)  # or the next one would get what this one has asked for
-            if isinstance(error, (EOFError, BrokenPipeError, ConnectionResetError)):
+            is_gone = isinstance(error, (EOFError, BrokenPipeError, ConnectionResetError))
+            is_gone = is_gone or (template.ended and isinstance(error, OSError))  # by another thread
+            self._end(template)  # or it may make what nobody waits for any more
+            if is_gone:
                 raise _Gone from error
             if isinstance(error, TimeoutError):
                 raise ClusterError(
                     f"the template of start_method 'forkserver' has not answered for {CLONE_S:g} s, and was killed"
                 ) from None
             raise
+        finally:
+            ours.close()
+            self._opened -= {ours, theirs}
         if cloned.error:
             raise OSError(cloned.error, cloned.reason)
 
     def _end(self, template: _Template) -> str:
-        """Kill it, if it lives, reap it, and close what is open. Returns how it has ended."""
+        """Kill it, if it lives, reap it, and close what is open. Returns how it has ended. Idempotent."""
+        if template.ended:
+            return "it has ended"
+        template.ended = True
         if self._template is template:
             self._template = None
             self._loop.unwatch(template.pidfd)

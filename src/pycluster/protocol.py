@@ -13,7 +13,7 @@ Policy = Literal["rr", "none"]
 # Of what is here, and of what one image of the primary hands on to the next (takeover.py): the library may be replaced
 # by another version while the primary runs, and interpreters that it starts, or executes itself, have the new one. So
 # they are told this first. REGION_VERSION in the core is that of the shared memory.
-TAKEOVER_VERSION = 3
+TAKEOVER_VERSION = 4
 
 
 def expect_version(version: Any) -> None:

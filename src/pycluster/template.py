@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # machine.
 THREADS_GONE_S = 1.0
 # Descriptors that come with a request.
-MOST_DESCRIPTORS = 7
+MOST_DESCRIPTORS = 8
 
 
 def main() -> NoReturn:
@@ -128,28 +128,32 @@ def _serve(primary: "socket.socket") -> None:
         said, descriptors, flags, _ = socket.recv_fds(primary, 1, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         if not said:
             return
+        if not descriptors:
+            continue  # there is no room for one: whoever waits for the answer sees its end
         answer = protocol.Cloned()
-        try:
-            if flags & socket.MSG_CTRUNC:
-                raise OSError(errno.EMFILE, "the template has no descriptor left")
-            start.flush_standard_streams()
-            if _cluster.fork_sibling(descriptors[0]) == 0:
-                primary.close()
-                _become_worker(descriptors)
-        except OSError as error:
-            answer.error, answer.reason = error.errno or errno.EIO, error.strerror or str(error)
-        for fd in descriptors:
-            os.close(fd)
-        _say(primary, answer)
+        with socket.socket(fileno=descriptors.pop(0)) as asker:
+            try:
+                if flags & socket.MSG_CTRUNC:
+                    raise OSError(errno.EMFILE, "the template has no descriptor left")
+                start.flush_standard_streams()
+                if _cluster.fork_sibling(descriptors[0]) == 0:
+                    primary.close()
+                    asker.close()
+                    _become_worker(descriptors)
+            except OSError as error:
+                answer.error, answer.reason = error.errno or errno.EIO, error.strerror or str(error)
+            for fd in descriptors:
+                os.close(fd)
+            _say(asker, answer)
 
 
-def _say(primary: "socket.socket", what: "protocol.Ready | protocol.Cloned") -> None:
+def _say(to: "socket.socket", what: "protocol.Ready | protocol.Cloned") -> None:
     import socket
 
     import msgspec
 
     try:
-        primary.send(msgspec.msgpack.encode(what), socket.MSG_NOSIGNAL)
+        to.send(msgspec.msgpack.encode(what), socket.MSG_NOSIGNAL)
     except (BrokenPipeError, ConnectionResetError):
         pass  # it is gone, and what is to be read next says so
 

@@ -261,6 +261,50 @@ def one_template() -> Facts:
     return {"templates": len(templates), "children": len(children()), "living": templates <= set(children())}
 
 
+def fork_meanwhile(errors: list[str]) -> None:
+    """Fork what stays."""
+    try:
+        cluster.fork({"DOES": "stays"})
+    except Exception as error:
+        errors.append(repr(error))
+
+
+def threads_meet() -> Facts:
+    """Several threads fork at a time, the first time too, when there is no template yet."""
+    errors: list[str] = []
+    threads = [threading.Thread(target=lambda: [fork_meanwhile(errors) for _ in range(5)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"errors": errors, "ids": sorted(cluster.workers), "children": len(children())}
+
+
+def signals_meet() -> Facts:
+    """A signal handler forks while its thread does, and waits for the template's answer most of the time."""
+    errors: list[str] = []
+    left = [None] * 5
+
+    def fork_once_more(number: int, frame: object) -> None:
+        if left:
+            left.pop()
+            fork_meanwhile(errors)
+
+    fork_meanwhile(errors)  # the template is there from now on
+    signal.signal(signal.SIGALRM, fork_once_more)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0007)
+    forked = 1
+    while left:
+        fork_meanwhile(errors)
+        forked += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return {
+        "errors": errors,
+        "same": sorted(cluster.workers) == list(range(1, forked + 6)),
+        "templates": len(children()) - forked - 5,
+    }
+
+
 def died(dispatches: str) -> Facts:
     """The template is killed, in a primary that sees it at once, or not before it forks."""
     first = template()
