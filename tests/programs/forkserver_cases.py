@@ -272,7 +272,12 @@ def fork_meanwhile(errors: list[str]) -> None:
 def threads_meet() -> Facts:
     """Several threads fork at a time, the first time too, when there is no template yet."""
     errors: list[str] = []
-    threads = [threading.Thread(target=lambda: [fork_meanwhile(errors) for _ in range(5)]) for _ in range(4)]
+
+    def fork_some() -> None:
+        for _ in range(5):
+            fork_meanwhile(errors)
+
+    threads = [threading.Thread(target=fork_some) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
