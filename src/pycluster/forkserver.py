@@ -168,12 +168,11 @@ class Forkserver:
             self._opened |= {ours, theirs}
             try:
                 template = self._start(ours, theirs, told, settings, preload, made_of)
+                if self._adopt(template):
+                    return template
+                self._end(template)
             finally:
                 self._opened -= {ours, theirs}
-            if self._template is None:
-                self._adopt(template)
-                return template
-            self._end(template)  # somebody else has started one meanwhile
 
     def _start(
         self,
@@ -219,16 +218,18 @@ class Forkserver:
         ours.settimeout(CLONE_S)
         return template
 
-    def _adopt(self, template: _Template) -> None:
-        """Have it for the next ones, too, until it ends."""
-        self._template = template
+    def _adopt(self, template: _Template) -> bool:
+        """Have it for the next ones, too, until it ends. Returns whether nobody else has started one meanwhile."""
+        self._loop.watch(template.pidfd, lambda _: self._end(template))
         try:
             self._loop.epoll.register(template.pidfd, select.EPOLLIN)
-        except OSError:
-            self._template = None
+        except BaseException:
             self._end(template)
             raise
-        self._loop.watch(template.pidfd, lambda _: self._end(template))
+        if self._template is None and not template.ended:  # no call from here to the next line, and so nobody else
+            self._template = template
+            return True
+        return False
 
     def _ask(self, template: _Template, descriptors: list[int]) -> None:
         """Have a clone made. When this raises anything, the template has ended, or has made none."""
@@ -267,7 +268,8 @@ class Forkserver:
         template.ended = True
         if self._template is template:
             self._template = None
-            self._loop.unwatch(template.pidfd)
+        self._loop.unwatch(template.pidfd)
+        with contextlib.suppress(OSError):  # it has not been registered yet
             self._loop.epoll.unregister(template.pidfd)
         # A primary that was root when it started it may not kill it any more. It ends by itself then.
         template.socket.shutdown(socket.SHUT_WR)

@@ -291,7 +291,7 @@ class Primary:
             self.kill_all()
         else:
             self.disconnect_all(None)
-            for worker_id in self._members:
+            for worker_id in list(self._members):
                 self.kill_later(worker_id, self.settings.graceful_timeout)
 
     @property
@@ -385,7 +385,7 @@ class Primary:
 
     def kill_all(self) -> None:
         """Kill all workers that are left, with SIGKILL."""
-        for member in self._members.values():
+        for member in self.members:
             member.worker._asked_to_end = True
             _send_signal(member.pidfd, signal.SIGKILL)
 

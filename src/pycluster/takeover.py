@@ -188,11 +188,11 @@ def execute(primary: Primary, script: Script, timeout_s: float) -> NoReturn:
         raise ReloadError(f"the primary cannot execute itself anew: {exception}") from exception
     finally:
         _cluster.unlock_balancer()
-        for member in primary.members:
-            member.channel.thaw()
         for fd in opened:
             native.close(fd)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for member in primary.members:
+            member.channel.thaw()
     raise AssertionError("unreachable")
 
 
@@ -226,7 +226,7 @@ def _write_down(primary: Primary, script: Script, timeout_s: float) -> Handed:
         signals=[],
         mask=[],
         script=script,
-        workers=[_write_worker_down(member) for member in primary._members.values()],
+        workers=[_write_worker_down(member) for member in primary.members],
         # Not those that are closed: what lies in their channels is the workers', who have their ends.
         handles=[_write_handle_down(handle, names[handle.key]) for handle in listeners._by_key.values()],
     )
@@ -331,7 +331,7 @@ def succession(cluster: "Cluster", handed: Handed) -> Iterator[None]:
             primary.settings, primary.policy = last, handed.policy
         stops = primary.stopping  # a signal has asked for the end, and has ended the script
         status = 0 if stops else _show(exception) or 1
-        for worker in primary.workers.values():
+        for worker in list(primary.workers.values()):
             primary.retire(worker)
         if not stops:
             cluster._reload.give_up(
