@@ -309,6 +309,17 @@ def test_http_servers_handler_parses_what_has_come_in_another_way(cluster_progra
     assert (parsed["path"], parsed["host"]) == ("/path", "here")
 
 
+def test_cheroot_ends_though_it_is_starting_its_threads(cluster_program: Programs, tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("cheroot")
+    port = free_port()
+    script = str(PROGRAMS / "served" / "with_cheroot_starting.py")
+    with puppets(cluster_program, tmp_path, workers=0, exec=script, args=[str(port)]) as cluster:
+        cluster.do(0, "fork")
+        cluster.program.wait_for("listening", port=port)
+        cluster.do(0, "disconnect", worker=1)
+        assert cluster.wait_for_exit(1) == (0, None)
+
+
 def test_waitress_gives_a_slow_client_all_of_its_answer_when_the_worker_disconnects(
     cluster_program: Programs, tmp_path: pathlib.Path
 ) -> None:

@@ -15,7 +15,10 @@ def adapt(module: ModuleType, child: Child) -> None:
     plain_prepare = server_class.prepare
 
     def prepare(self: Any) -> None:
-        plain_prepare(self)
+        # An exception in the midst of it would leave threads that nobody stops: `stop` leaves a server that is not
+        # ready alone.
+        with child.ended_by(lambda: None):
+            plain_prepare(self)
         child.when_quiet(lambda: end(self))
 
     def end(server: Any) -> None:
