@@ -76,14 +76,30 @@ class Shared:
         """Whether this is a UDP socket: the shared socket itself, and nothing to accept from."""
         return self.kind == socket.SOCK_DGRAM
 
-    def receive_from(self, fd: int, cell: int | None) -> None:
-        """Put the descriptor that the primary gave in the place of this one. `cell`: see the core's Receiver."""
-        os.dup2(fd, self.fd, inheritable=False)
-        self.identity = _identity_of(self.fd)
-        self.cell = cell
-        if cell is not None:
-            self.receiver = _cluster.Receiver(self.fd, cell)
-        self.listening = True
+    def receive_from(self, fd: int, cell: int | None) -> bool:
+        """Put the descriptor that the primary gave in the place of this one, if it has none yet, and close `fd`.
+
+        Until that is closed it is a duplicate, which the control thread must not find: its number is anybody's then.
+
+        Args:
+          cell: see the core's Receiver.
+
+        Returns:
+          Whether it had none.
+        """
+        with _closing:
+            try:
+                if self.listening:
+                    return False
+                os.dup2(fd, self.fd, inheritable=False)
+                self.identity = _identity_of(self.fd)
+                self.cell = cell
+                if cell is not None:
+                    self.receiver = _cluster.Receiver(self.fd, cell)
+                self.listening = True
+                return True
+            finally:
+                native.close(fd)
 
     def adopt(self, fd: int, owner: socket.socket | None) -> "Shared":
         """Share a duplicate of this descriptor, too."""

@@ -268,10 +268,7 @@ def _bind_shared(sock: socket.socket, address: Any, *, index: int | None = None,
         shared.listening = True
         shared.silence()
     else:
-        try:
-            shared.receive_from(bound.fd, None)
-        finally:
-            native.close(bound.fd)
+        shared.receive_from(bound.fd, None)
     sock.settimeout(_plain_gettimeout(sock))
 
 
@@ -297,12 +294,8 @@ def _listen(self: socket.socket, backlog: int = 128, /) -> None:
         shared.silence()
         return None
     fd, cell = ticket
-    try:
-        if not shared.listening:
-            shared.receive_from(fd, cell)
-            self.settimeout(self.gettimeout())  # whether the descriptor blocks came with the new one
-    finally:
-        native.close(fd)
+    if shared.receive_from(fd, cell):
+        self.settimeout(self.gettimeout())  # whether the descriptor blocks came with the new one
     return None
 
 
