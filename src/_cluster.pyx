@@ -1991,10 +1991,7 @@ cdef void empty_backlog(ListenerState *listener) noexcept nogil:
     cdef Link *ring = &listener.rings[READY]
     cdef Link *link
     merge(listener, WAITING)
-    while has(listener, READY) or has_blocked(listener):
-        if not has(listener, READY):
-            merge(listener, BLOCKED)
-            merge(listener, PROBED)
+    while has(listener, READY) or merge_blocked(listener):
         if next_connection(listener, &connection, True, False) != 0:
             return
         link = ring.next
@@ -2002,24 +1999,26 @@ cdef void empty_backlog(ListenerState *listener) noexcept nogil:
             link = link.next
         if link != ring:
             move(<Channel *>link, READY)
-        elif has_blocked(listener):
+        elif merge_blocked(listener):
             listener.held = connection
-            merge(listener, BLOCKED)
-            merge(listener, PROBED)
         else:
             close(connection.fd)
             balancer.lost += 1
             return
 
 
-cdef bint has_blocked(ListenerState *listener) noexcept nogil:
-    return has(listener, BLOCKED) or has(listener, PROBED)
-
-
 cdef void merge(ListenerState *listener, int place) noexcept nogil:
     """Take these channels for ready ones."""
     while has(listener, place):
         move(first(listener, place), READY)
+
+
+cdef bint merge_blocked(ListenerState *listener) noexcept nogil:
+    """Take blocked channels for ready ones, too. Returns whether there were any."""
+    cdef bint found = has(listener, BLOCKED) or has(listener, PROBED)
+    merge(listener, BLOCKED)
+    merge(listener, PROBED)
+    return found
 
 
 cdef void detach_all(Link *ring) noexcept nogil:
