@@ -19,7 +19,7 @@ def adapt(module: ModuleType, child: Child) -> None:
 
     def init(self: Any, *args: Any, **options: Any) -> None:
         plain_init(self, *args, **options)
-        child.when_quiet(lambda: _close_idle(self))
+        child.when_quiet(lambda: _look_at_once(self))
 
     def maintenance(self: Any, now: float) -> None:
         plain_maintenance(self, now)
@@ -42,7 +42,8 @@ def adapt(module: ModuleType, child: Child) -> None:
     Task.build_response_header = build_response_header
 
 
-def _close_idle(server: Any) -> None:
+def _look_at_once(server: Any) -> None:
+    """Have `maintenance` called now, and in each turn of its loop from now on."""
     server.adj.cleanup_interval = 0
     server.next_channel_cleanup = 0
     server.pull_trigger()
