@@ -426,6 +426,13 @@ def test_a_shutdown_without_effect_on_a_plain_listener_has_none_on_a_shared_one(
         assert read_all(client) == b"worker 1"
 
 
+def test_threads_may_open_close_and_shut_down_listeners_at_once(cluster_program: Programs) -> None:
+    """Each shutdown looks for duplicates, which nothing that comes and goes in the other thread is."""
+    ended = cluster_program("opened_in_threads", 400).finish()
+    assert ended.stderr == ""
+    assert [(fact["closed"], fact["shut_down"]) for fact in ended.facts] == [(400, 400)]
+
+
 # ---- cluster.listen
 
 

@@ -103,11 +103,13 @@ class Shared:
 
     def adopt(self, fd: int, owner: socket.socket | None) -> "Shared":
         """Share a duplicate of this descriptor, too."""
-        twin = _shared[fd] = Shared(fd, self.key, self.address, self.family, self.kind, owner)
+        twin = Shared(fd, self.key, self.address, self.family, self.kind, owner)
+        twin.identity = self.identity  # the number may be another file's by now
         twin.listening, twin.shut = self.listening, self.shut
         twin.cell = self.cell
         if self.cell is not None:
             twin.receiver = _cluster.Receiver(fd, self.cell)
+        _shared[fd] = twin
         return twin
 
     def adopt_duplicates(self) -> None:
