@@ -116,6 +116,15 @@ def test_a_handler_that_raises_is_logged_and_stops_neither_the_others_nor_the_cl
     assert ended.stderr.count("LookupError: a worker's handler fails") == 2
 
 
+def test_the_cancellation_of_a_future_in_a_handler_stops_as_little(cluster_program: Programs) -> None:
+    ended = cluster_program("cancelled_future", expects_traceback=True).finish()
+    told = [tuple(fact.get(name) for name in ("event", "text", "code")) for fact in ended.facts]
+    assert sorted(told[:2]) == [("error", "CancelledError('online')", None), ("error", "CancelledError('sent')", None)]
+    assert told[2:] == [("heard", "first", None), ("heard", "second", None), ("exit", None, 0)]
+    for text in ("first", "first answered", "second", "second answered"):
+        assert ended.stderr.count(f"CancelledError: {text}\n") == 1
+
+
 def test_an_error_listener_gets_what_handlers_raise(cluster_program: Programs) -> None:
     program = cluster_program("handlers", "error")
     ended = program.finish()
@@ -248,6 +257,8 @@ def test_a_workers_functions_are_refused_in_the_primary(cluster_program: Program
     assert refused == dict.fromkeys(("send", "disconnect", "on"), "NotWorkerError")
     connected = next(fact for fact in facts if fact["event"] == "connected")
     assert connected["connected"] is False
+    looked_at = next(fact for fact in facts if fact["event"] == "looked_at")
+    assert (looked_at["same"], looked_at["unwrapped"]) == (True, True)
 
 
 def test_the_role_is_primary_in_the_primary_and_worker_in_a_worker(cluster_program: Programs) -> None:

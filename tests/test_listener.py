@@ -19,6 +19,16 @@ RR_AND_NONE = ["rr", "none"]
 # ---- Unmodified servers
 
 
+def test_the_host_may_be_bytes_and_the_port_whatever_is_an_integer(start: Start) -> None:
+    """As a plain bind takes them."""
+    cluster = start()
+    port = free_port()
+    for worker in (1, 2):
+        assert cluster.do(worker, "listen", how="bytes", port=port)["name"] == ["127.0.0.1", port]
+        cluster.do(worker, "serve_in_a_thread")
+    assert cluster.shares(lambda: [who_answers(port) for _ in range(4)], 1, 2) == [2, 2]
+
+
 @pytest.mark.parametrize("kind", SERVERS)
 def test_two_workers_with_a_common_server_share_its_port_in_turn(start: Start, kind: str) -> None:
     port = free_port()
@@ -433,6 +443,14 @@ def test_threads_may_open_close_and_shut_down_listeners_at_once(cluster_program:
     assert [(fact["closed"], fact["shut_down"]) for fact in ended.facts] == [(400, 400)]
 
 
+def test_a_listener_that_is_a_channel_is_not_sent(start: Start) -> None:
+    cluster = start(workers=1)
+    cluster.do(1, "listen", port=free_port())
+    assert "exclusive=True" in cluster.do(1, "send_listener")
+    cluster.do(1, "listen", name="own", how="cluster exclusive")
+    assert cluster.do(1, "send_listener", name="own") == ""
+
+
 # ---- cluster.listen
 
 
@@ -458,6 +476,13 @@ def test_a_failed_call_does_not_count_for_port_0(start: Start) -> None:
         cluster.do(1, "listen", how="cluster", host="203.0.113.1")
     ports = [cluster.do(worker, "listen", how="cluster")["name"][1] for worker in (1, 2)]
     assert ports[0] == ports[1]
+
+
+def test_a_private_call_does_not_count_for_port_0(start: Start) -> None:
+    cluster = start()
+    private = cluster.do(1, "listen", name="private", how="cluster in exclusive")["name"][1]
+    ports = [cluster.do(worker, "listen", how="cluster")["name"][1] for worker in (1, 2)]
+    assert ports[0] == ports[1] != private
 
 
 def test_a_port_and_a_pair_of_host_and_port_are_addresses(start: Start) -> None:

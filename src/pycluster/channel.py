@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from . import _cluster, native
+from . import _cluster, descriptors, native
 from .errors import ChannelClosedError, ProtocolError
 
 CONTROL = 0
@@ -105,7 +105,12 @@ class Channel:
             raise ValueError(
                 f"the message has {len(payload)} bytes; settings.max_message_size allows {self.max_message_size}"
             )
-        fd = -1 if handle is None else os.dup(handle if isinstance(handle, int) else handle.fileno())
+        fd = -1
+        if handle is not None:
+            fd = handle if isinstance(handle, int) else handle.fileno()
+            if descriptors.is_channel(fd):
+                raise ValueError("a shared listener cannot be sent: send one that was opened with exclusive=True")
+            fd = os.dup(fd)
         status = self._wire.send(MESSAGE, payload, fd, callback)
         if status > 0:
             self._look_after()

@@ -24,6 +24,7 @@ from . import _cluster, adapt, descriptors, heartbeat, listener, native, protoco
 from .calls import Calls
 from .channel import CONTROL, Channel, Handle
 from .errors import ProtocolError
+from .events import is_failure
 from .script import Script
 from .settings import Settings
 from .worker import Worker
@@ -61,7 +62,7 @@ class Child:
         index: int,
         sock: socket.socket,
         settings: Settings,
-        report: Callable[[Exception], None],
+        report: Callable[[BaseException], None],
     ) -> None:
         """Own `sock`, the worker's end of the control channel. `index`: of its slot in the shared region."""
         _cluster.enter_slot(index)
@@ -267,12 +268,13 @@ class Child:
         while self._deferred:
             try:
                 self._deferred.popleft()()
-            except SystemExit as exception:  # of a callback of send()
-                if native.get_ident() != self._control:
+            except BaseException as exception:  # of a callback of send()
+                if native.get_ident() != self._control and not is_failure(exception):
                     raise
-                self.on_exit(exception)
-            except Exception as exception:
-                self.worker._report(exception)
+                if isinstance(exception, SystemExit):
+                    self.on_exit(exception)
+                else:
+                    self.worker._report(exception)
 
     def _receive(self) -> None:
         try:

@@ -354,7 +354,7 @@ class Cluster(Emitter):
             raise TypeError(f"listen takes a port, (host, port) or a path, not {address!r}")
         if isinstance(fd, bool) or not isinstance(fd, (int, type(None))):
             raise TypeError(f"listen takes the number of a descriptor as fd, not {fd!r}")
-        private = exclusive or self._child is None or not self._child.settings.share_ports
+        private = exclusive or listener.is_exclusive() or self._child is None or not self._child.settings.share_ports
         on_port_0 = address == 0 or (isinstance(address, tuple) and address[1:2] == (0,))
         index = self._listens_on_port_0 if on_port_0 and not private else None
         with listener.exclusive() if private else contextlib.nullcontext():
@@ -448,7 +448,7 @@ class Cluster(Emitter):
         self.on_exit = self._child.on_exit
         return self._child
 
-    def _report_exception(self, exception: Exception) -> None:
+    def _report_exception(self, exception: BaseException) -> None:
         if self.listeners("error"):
             self.emit("error", exception)
         else:

@@ -25,6 +25,8 @@ class Process:
         return worker.process
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"process has no attribute {name!r}")  # copy, inspect and others only want to know
         return getattr(self._own(name), name)
 
     def send(

@@ -204,6 +204,12 @@ def receiver_of(sock: socket.socket) -> _cluster.Receiver | None:
     return None if shared is None else shared.receiver
 
 
+def is_channel(fd: int) -> bool:
+    """Whether a number looks like a listening socket's, and is that of a channel which connections come through."""
+    shared = _shared.get(fd)
+    return shared is not None and shared.cell is not None
+
+
 def put(sock: socket.socket, key: int, address: Any) -> Shared:
     """Share this socket's descriptor, which the primary has bound, from now on."""
     fd = sock.fileno()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # removes it and calls it; the last is then what only removes it, and returns it, or None if it was not there any more.
 _Handler = tuple[
     "asyncio.AbstractEventLoop | None",
-    Callable[[Exception], None],
+    Callable[[BaseException], None],
     Callable[..., Any],
     Callable[[], Callable[..., Any] | None] | None,
 ]
@@ -31,7 +31,7 @@ class Emitter(EventEmitter):
     `async def` handler becomes a task of the loop that it runs on.
     """
 
-    def __init__(self, report: Callable[[Exception], None]) -> None:
+    def __init__(self, report: Callable[[BaseException], None]) -> None:
         """`report` is told of what a handler raised."""
         super().__init__()
         self._lock = native.allocate_lock()  # pyee's own is gevent's, where that has patched threading
@@ -141,12 +141,24 @@ class Emitter(EventEmitter):
             if self.on_exit is None:
                 raise
             self.on_exit(exception)
-        except Exception as exception:
+        except BaseException as exception:
+            in_control_thread = loop is None and self.on_exit is not None
+            if not in_control_thread and not is_failure(exception):
+                raise
             report(exception)
         return True
 
 
-def _schedule(coroutine: Any, report: Callable[[Exception], None]) -> None:
+def is_failure(exception: BaseException) -> bool:
+    """Whether a handler has failed, and nobody has thrown this at the thread that dispatches.
+
+    KeyboardInterrupt goes on to it, and gevent's Timeout and GreenletExit; the CancelledError of a future does not.
+    """
+    asyncio = sys.modules.get("asyncio")
+    return isinstance(exception, Exception) or (asyncio is not None and isinstance(exception, asyncio.CancelledError))
+
+
+def _schedule(coroutine: Any, report: Callable[[BaseException], None]) -> None:
     loop = _running_loop()
     if loop is None:
         coroutine.close()
@@ -162,7 +174,7 @@ def _schedule(coroutine: Any, report: Callable[[Exception], None]) -> None:
 handler_tasks: "set[asyncio.Future[Any]]" = set()
 
 
-def _finish(report: Callable[[Exception], None], task: "asyncio.Future[Any]") -> None:
+def _finish(report: Callable[[BaseException], None], task: "asyncio.Future[Any]") -> None:
     handler_tasks.discard(task)
     if not task.cancelled() and isinstance(exception := task.exception(), Exception):
         report(exception)
@@ -174,12 +186,12 @@ def _running_loop() -> "asyncio.AbstractEventLoop | None":
     return None if asyncio is None else asyncio._get_running_loop()
 
 
-def log_exception(exception: Exception) -> None:
+def log_exception(exception: BaseException) -> None:
     """Say what a handler raised, where nobody listens for it."""
     log("error", "exception in an event handler", exception)
 
 
-def log(level: Literal["info", "warning", "error"], text: str, exception: Exception | None = None) -> None:
+def log(level: Literal["info", "warning", "error"], text: str, exception: BaseException | None = None) -> None:
     """Log to "pycluster"."""
     try:
         import logging  # only here: every worker would carry it

@@ -18,6 +18,7 @@ import _socket
 import contextlib
 import contextvars
 import errno
+import operator
 import os
 import socket
 import time
@@ -219,9 +220,9 @@ def _is_shared(sock: socket.socket, address: Any) -> bool:
         and sock.type in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
         and isinstance(address, tuple)
         and len(address) >= 2
-        and isinstance(address[0], str)
-        and isinstance(address[1], int)
-        and 0 < address[1] < 65536
+        and isinstance(address[0], (str, bytes, bytearray))
+        and hasattr(address[1], "__index__")
+        and 0 < operator.index(address[1]) < 65536
         and not _reuses_port(sock)
     )
 
@@ -275,11 +276,12 @@ def _bind_shared(sock: socket.socket, address: Any, *, index: int | None = None,
 def _resolve(sock: socket.socket, address: tuple[Any, ...]) -> tuple[Any, ...]:
     """The address with the host as a number, as the socket module's own bind does it."""
     host, port = address[:2]
-    if host == "":
+    if not host:
         host = "0.0.0.0" if sock.family == socket.AF_INET else "::"
     else:
-        host = socket.getaddrinfo(host, None, sock.family, sock.type)[0][4][0]
-    return (host, port, *address[2:])
+        name = host if isinstance(host, str) else bytes(host)
+        host = socket.getaddrinfo(name, None, sock.family, sock.type)[0][4][0]
+    return (host, operator.index(port), *address[2:])
 
 
 def _listen(self: socket.socket, backlog: int = 128, /) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from . import _cluster, native, protocol, signals
 from .channel import CONTROL, Channel, close_handle
 from .errors import ChannelClosedError, ClusterError, ProtocolError
+from .events import is_failure
 from .handles import Handle
 from .listeners import Listeners
 from .loop import Loop
@@ -58,7 +59,7 @@ class Primary:
         settings: Settings,
         policy: Policy,
         emit: Callable[..., object],
-        report: Callable[[Exception], None],
+        report: Callable[[BaseException], None],
         need_region: Callable[[], None],
         become_worker: "Callable[[int, int, int, socket.socket, Settings], Child]",
     ) -> None:
@@ -137,7 +138,6 @@ class Primary:
         self.respawner.forked(worker, is_new_place)
         self._watcher.forked(worker)
         self._recycler.forked(worker)
-        self._loop.defer(lambda: self._emit("fork", worker))
         return worker
 
     def _claim_slot(self, worker_id: int) -> int:
@@ -171,6 +171,7 @@ class Primary:
             defer=self._defer_callback,
         )
         self._workers[worker_id] = worker
+        self._loop.defer(lambda: self._emit("fork", worker))  # before its `online` can be heard, in any thread
         self.enroll(Member(worker, started.index, started.pidfd, channel, started.rights))
         return worker
 
@@ -260,7 +261,9 @@ class Primary:
         """Call a function of the user's; what it raises stops nothing, like what a handler raises."""
         try:
             function()
-        except Exception as exception:
+        except BaseException as exception:
+            if not is_failure(exception):
+                raise
             self._report(exception)
 
     def remind(self, seconds: float, function: Callable[[], object]) -> None:

@@ -97,7 +97,7 @@ class WorkerProcess(Emitter):
     Emits `message(message, handle)`, and in the worker `disconnect()`.
     """
 
-    def __init__(self, worker: "Worker", pid: int, report: "Callable[[Exception], None]") -> None:
+    def __init__(self, worker: "Worker", pid: int, report: "Callable[[BaseException], None]") -> None:
         super().__init__(report)
         self._worker = worker
         self.pid = pid
@@ -156,7 +156,9 @@ class Worker(Emitter):
     Source: Node.js, cluster, class Worker.
     """
 
-    def __init__(self, worker_id: int, slot: int, pid: int, role: Role, report: "Callable[[Exception], None]") -> None:
+    def __init__(
+        self, worker_id: int, slot: int, pid: int, role: Role, report: "Callable[[BaseException], None]"
+    ) -> None:
         super().__init__(report)
         self.id = worker_id
         self.slot = slot
@@ -203,7 +205,8 @@ class Worker(Emitter):
 
         Raises:
           TypeError: the message cannot be encoded, or the handle not be closed; nothing is sent.
-          ValueError: it is larger than `settings.max_message_size`; nothing is sent.
+          ValueError: it is larger than `settings.max_message_size`, or the handle is a worker's end of a shared
+            listener, which is no socket of its own under SCHED_RR; nothing is sent.
           ChannelClosedError: the channel is closed, and there is no callback to tell.
 
         Source: Node.js `worker.send()`, `subprocess.send()`.

@@ -20,7 +20,7 @@ from typing import Any
 
 from programs.answering import answer
 from programs.facts import tell
-from pycluster import cluster
+from pycluster import cluster, process
 
 listeners: dict[str, socket.socket] = {}
 connections: list[socket.socket] = []
@@ -29,6 +29,16 @@ connections: list[socket.socket] = []
 def own_name() -> str:
     assert cluster.worker is not None
     return f"worker {cluster.worker.id}"
+
+
+class _Integer:
+    """An integer that is no int."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __index__(self) -> int:
+        return self._number
 
 
 def listen(
@@ -49,11 +59,16 @@ def listen(
     if umask is not None:
         os.umask(umask)
     address: Any = path if path is not None else (host, port) if scope is None else (host, port, 0, scope)
+    if how == "bytes":
+        address = host.encode(), _Integer(port)
     if how.startswith("cluster"):
         if not host:
             address = port
         if fd is not None:
             sock = cluster.listen(fd=fd, backlog=backlog, exclusive=how == "cluster exclusive")
+        elif how == "cluster in exclusive":
+            with cluster.exclusive():
+                sock = cluster.listen(address, backlog=backlog)
         else:
             sock = cluster.listen(address, backlog=backlog, exclusive=how == "cluster exclusive")
     else:
@@ -250,6 +265,15 @@ def shut_down_while_accepting(name: str = "it") -> int | None:
     _, outcome = accept_in_a_thread(listeners[name])
     listeners[name].shutdown(socket.SHUT_RDWR)
     return outcome.get(timeout=10)
+
+
+def send_listener(name: str = "it") -> str:
+    """Send a listener to the primary. Returns what is against it."""
+    try:
+        process.send("a listener", listeners[name], keep_open=True)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def listen_again_while_accepting(name: str = "it", **arguments: Any) -> int | None:

@@ -1,6 +1,8 @@
 """Functions called in the wrong role."""
 
 import asyncio
+import copy
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,7 @@ if cluster.is_primary:
     attempt("disconnect", lambda: process.disconnect())
     attempt("on", lambda: process.on("message", print))
     tell("connected", connected=process.connected)
+    tell("looked_at", same=copy.copy(process).pid == process.pid, unwrapped=inspect.unwrap(process) is process)  # type: ignore[arg-type]
     cluster.fork()
     cluster.run()
 else:
