@@ -3,6 +3,9 @@
 import ast
 import importlib.metadata
 import pathlib
+import re
+import subprocess
+import sys
 import tomllib
 
 import pycluster
@@ -58,9 +61,16 @@ def test_the_policies_are_also_the_clusters_attributes() -> None:
     assert pycluster.Cluster.SCHED_NONE == pycluster.SCHED_NONE
 
 
-def test_types_are_shipped() -> None:
-    assert (PACKAGE / "py.typed").exists()
-    assert (PACKAGE / "_cluster.pyi").exists()
+def test_types_are_shipped(tmp_path: pathlib.Path) -> None:
+    """What a wheel gets but for the core, which is slow to compile."""
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert {"py.typed", "_cluster.pyi", "__init__.py"} <= {file.name for file in (tmp_path / "pycluster").iterdir()}
+
+
+def test_whoever_installs_it_gets_pyee_and_msgspec_and_nothing_else() -> None:
+    required = [line for line in importlib.metadata.requires("pycluster") or [] if "extra ==" not in line]
+    assert {re.match(r"[\w-]+", line).group() for line in required} == {"pyee", "msgspec"}  # type: ignore[union-attr]
 
 
 def test_the_stub_has_what_the_core_has() -> None:
@@ -81,9 +91,6 @@ def test_the_package_file_only_hands_names_on() -> None:
 
 def test_importing_the_package_imports_nothing_that_most_do_not_need() -> None:
     """A fork copies what the primary has imported, and asyncio alone is 10 MB; json and random are 4 ms together."""
-    import subprocess
-    import sys
-
     unneeded = {"asyncio", "json", "random", "typer", "rich", "watchfiles", "uvicorn"}
     code = f"import pycluster, sys; print(*{unneeded} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
