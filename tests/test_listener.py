@@ -449,6 +449,8 @@ def test_a_listener_that_is_a_channel_is_not_sent(start: Start) -> None:
     assert "exclusive=True" in cluster.do(1, "send_listener")
     cluster.do(1, "listen", name="own", how="cluster exclusive")
     assert cluster.do(1, "send_listener", name="own") == ""
+    number = cluster.do(1, "detach_and_close")
+    assert cluster.do(1, "send_pipe") == number  # another file's by now
 
 
 # ---- cluster.listen

@@ -205,9 +205,9 @@ def receiver_of(sock: socket.socket) -> _cluster.Receiver | None:
 
 
 def is_channel(fd: int) -> bool:
-    """Whether a number looks like a listening socket's, and is that of a channel which connections come through."""
+    """Whether what looks like a listening socket is a channel that connections come through."""
     shared = _shared.get(fd)
-    return shared is not None and shared.cell is not None
+    return shared is not None and shared.cell is not None and _identity_of(fd) == shared.identity
 
 
 def put(sock: socket.socket, key: int, address: Any) -> Shared:

@@ -276,6 +276,14 @@ def send_listener(name: str = "it") -> str:
     return ""
 
 
+def send_pipe() -> int:
+    """Send the readable end of a pipe to the primary. Returns the number that it had."""
+    reader, writer = os.pipe()
+    process.send("a pipe", reader)
+    os.close(writer)
+    return reader
+
+
 def listen_again_while_accepting(name: str = "it", **arguments: Any) -> int | None:
     """Let a thread wait for a connection, and put another listener in the place of its own, to which one comes.
 
