@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from . import _cluster, descriptors, native
+from . import _cluster, native
+from .descriptors import is_channel
 from .errors import ChannelClosedError, ProtocolError
 
 CONTROL = 0
@@ -108,7 +109,7 @@ class Channel:
         fd = -1
         if handle is not None:
             fd = handle if isinstance(handle, int) else handle.fileno()
-            if descriptors.is_channel(fd):
+            if is_channel(fd):
                 raise ValueError("a shared listener cannot be sent: send one that was opened with exclusive=True")
             fd = os.dup(fd)
         status = self._wire.send(MESSAGE, payload, fd, callback)

@@ -97,7 +97,7 @@ def open_listener(address: Address, backlog: int | None, index: int | None) -> s
         sock = socket.socket(family, socket.SOCK_STREAM)
         with _closed_on_failure(sock):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if index is not None and not _exclusive.get():
+            if index is not None:
                 _bind_shared(_inner(sock), resolved, index=index)
             else:
                 sock.bind(resolved)
